@@ -1,0 +1,294 @@
+"""Narrow siblings of the paper's two network families, for 16 x 112 x 112 clips on a CPU.
+
+Both keep a clip as ``batch*time`` images in channels-last memory. In that memory order a
+``(1, k, k)`` convolution is a 2-D one over images, and a ``(k, 1, 1)`` convolution is a ``(k, 1)`` one
+over the view ``batch x channels x time x (height*width)``, which costs no copy. On a CPU this is much
+faster than small 3-D convolutions.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def fold_time(
+    x: Float[Tensor, "batch channel time height width"],
+) -> Float[Tensor, "batch_time channel height width"]:
+    """Clips as images, batch-major, channels-last: image ``b*T + t`` is frame ``t`` of clip ``b``."""
+    batch, channel, time, height, width = x.shape
+    images = x.permute(0, 2, 3, 4, 1).reshape(batch * time, height, width, channel)
+    return images.permute(0, 3, 1, 2)
+
+
+def unfold_time(x: Float[Tensor, "batch_time channel height width"], time: int) -> Tensor:
+    """Inverse of :func:`fold_time`: ``batch x channel x time x height x width``."""
+    images, channel, height, width = x.shape
+    return x.permute(0, 2, 3, 1).reshape(images // time, time, height, width, channel).permute(0, 4, 1, 2, 3)
+
+
+class SpatialConv(nn.Conv2d):
+    """A ``(1, k, k)`` convolution on folded clips, without bias (a batch norm follows)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1):
+        super().__init__(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+
+
+class TemporalConv(nn.Conv2d):
+    """A ``(k, 1, 1)`` convolution on folded clips of ``time`` frames, without bias."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1):
+        super().__init__(
+            inputs, outputs, (kernel, 1), stride=(stride, 1), padding=(kernel // 2, 0), bias=False
+        )
+
+    def forward(self, x: Tensor, time: int) -> Tensor:  # type: ignore[override]
+        images, channel, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(images // time, time, height * width, channel)
+        y = super().forward(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        batch, time_out, _, channel_out = y.shape
+        return y.reshape(batch * time_out, height, width, channel_out).permute(0, 3, 1, 2)
+
+
+class FactoredConv(nn.Module):
+    """(2+1)D convolution: space, norm, ReLU, time, norm; the caller applies the last ReLU.
+
+    ``linear=True`` leaves out the inner norm and ReLU. The stem does so: at its resolution they would
+    cost a quarter of the whole network's time.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 3,
+        stride: int = 1,
+        time_stride: int = 1,
+        linear: bool = False,
+    ):
+        super().__init__()
+        self.space = SpatialConv(inputs, outputs, kernel, stride)
+        self.space_norm = None if linear else nn.BatchNorm2d(outputs)
+        self.time = TemporalConv(outputs, outputs, 3, time_stride)
+        self.time_norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor, time: int) -> Tensor:
+        x = self.space(x)
+        if self.space_norm is not None:
+            x = torch.relu(self.space_norm(x))
+        return self.time_norm(self.time(x, time))
+
+
+class ResidualBlock(nn.Module):
+    """Two factored convolutions and a shortcut; strides act in the first one."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, time_stride: int = 1):
+        super().__init__()
+        self.time_stride = time_stride
+        self.first = FactoredConv(inputs, outputs, 3, stride, time_stride)
+        self.second = FactoredConv(outputs, outputs)
+        self.shortcut = None
+        if inputs != outputs or stride != 1 or time_stride != 1:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor, time: int) -> tuple[Tensor, int]:
+        kept = x
+        if self.time_stride != 1:
+            images = x.shape[0] // time
+            kept = x.unflatten(0, (images, time))[:, :: self.time_stride].flatten(0, 1)
+        if self.shortcut is not None:
+            kept = self.shortcut(kept)
+        y = torch.relu(self.first(x, time))
+        time = -(-time // self.time_stride)
+        return torch.relu(self.second(y, time) + kept), time
+
+
+class NarrowR2Plus1D(nn.Module):
+    """A narrow R(2+1)D network: stem, four residual stages, global average, one linear layer ``fc``.
+
+    On 16 x 112 x 112 the stages work at 28, 14, 14 and 7 pixels and 16, 16, 8 and 4 frames, so the last
+    feature map (:meth:`features`) is ``4*width x 4 x 7 x 7``. The average over time, height and width
+    makes the answer free of the place and, within the clip, of the moment.
+
+    Args:
+        classes: number of outputs.
+        width: channels of the first stage; the others have 2, 3 and 4 times as many.
+
+    Shapes: ``batch x 3 x time x height x width``, normalised pixels -> ``batch x classes`` logits.
+    """
+
+    def __init__(self, classes: int, width: int = 24):
+        super().__init__()
+        self.stem = FactoredConv(3, 16, kernel=5, stride=2, linear=True)
+        self.stages = nn.ModuleList(
+            [
+                ResidualBlock(16, width, stride=2),
+                ResidualBlock(width, 2 * width, stride=2),
+                ResidualBlock(2 * width, 3 * width, time_stride=2),
+                ResidualBlock(3 * width, 4 * width, stride=2, time_stride=2),
+            ]
+        )
+        self.fc = nn.Linear(4 * width, classes)
+        initialise(self)
+
+    def features(self, x: Float[Tensor, "batch 3 time height width"]) -> Float[Tensor, "batch channel t h w"]:
+        """The last feature map, in the usual 3-D order."""
+        time = x.shape[2]
+        x = torch.relu(self.stem(fold_time(x), time))
+        for stage in self.stages:
+            x, time = stage(x, time)
+        return unfold_time(x, time)
+
+    def forward(self, x: Float[Tensor, "batch 3 time height width"]) -> Float[Tensor, "batch classes"]:
+        return self.fc(self.features(x).mean(dim=(2, 3, 4)))
+
+
+class ReLULSTM(nn.Module):
+    """One LSTM layer in which ReLU replaces tanh, for the candidate and for the output.
+
+    With x the input, h the hidden and c the cell state:
+    ``i, f, o = sigmoid(...)``, ``g = relu(...)``, ``c = f*c + i*g``, ``h = o*relu(c)``, each argument being
+    ``W x + b + U h`` (one bias only, on the input branch). Gate order in ``x_branch`` and ``h_branch``:
+    i, f, o, g.
+
+    Without tanh nothing bounds the states, so the recurrent weights start small.
+
+    Args:
+        inputs, hidden: sizes.
+    """
+
+    def __init__(self, inputs: int, hidden: int):
+        super().__init__()
+        self.hidden = hidden
+        self.x_branch = nn.Linear(inputs, 4 * hidden)
+        self.h_branch = nn.Linear(hidden, 4 * hidden, bias=False)
+        with torch.no_grad():
+            for rows in self.x_branch.weight.chunk(4):
+                nn.init.xavier_uniform_(rows)
+            for rows in self.h_branch.weight.chunk(4):
+                nn.init.orthogonal_(rows, gain=0.1)
+            self.x_branch.bias.zero_()
+            self.x_branch.bias[hidden : 2 * hidden] = 1.0  # remember until taught otherwise
+
+    def forward(
+        self, x: Float[Tensor, "batch time inputs"], detach_state: bool = False
+    ) -> Float[Tensor, "batch time hidden"]:
+        """Hidden states of all steps. ``detach_state`` blocks the gradient between steps."""
+        branches = self.x_branch(x)
+        h = x.new_zeros(x.shape[0], self.hidden)
+        c = torch.zeros_like(h)
+        steps = []
+        for branch in branches.unbind(1):
+            if detach_state:
+                h, c = h.detach(), c.detach()
+            gates, candidate = (branch + self.h_branch(h)).split((3 * self.hidden, self.hidden), dim=1)
+            i, f, o = torch.sigmoid(gates).chunk(3, dim=1)
+            c = f * c + i * torch.relu(candidate)
+            h = o * torch.relu(c)
+            steps.append(h)
+        return torch.stack(steps, dim=1)
+
+
+class VGGLSTM(nn.Module):
+    """VGG-like blocks per frame, fc6, fc7, :class:`ReLULSTM`, fc8, soft-max per step, averaged over time.
+
+    The output is a **probability** (``output="probability"``): apply no further soft-max. Train it on
+    the negative log of the averaged probability, or on :meth:`step_logits`.
+
+    Attributes:
+        detach_state: block the gradient between time steps, in training mode only.
+        plays: how often the clip is played to the LSTM; only the last play is answered. The published network
+            plays once. Its first answers are then given before anything has happened, and their average over
+            all steps stays below what the evidence deserves.
+
+    Shapes: ``batch x 3 x time x height x width``, normalised pixels -> ``batch x classes`` in [0, 1].
+    """
+
+    def __init__(
+        self, features: nn.Module, flat: int, fc: tuple[int, int], hidden: int, classes: int, dropout: float
+    ):
+        super().__init__()
+        self.features = features
+        self.fc6 = nn.Linear(flat, fc[0])
+        self.fc7 = nn.Linear(fc[0], fc[1])
+        self.lstm = ReLULSTM(fc[1], hidden)
+        self.fc8 = nn.Linear(hidden, classes)
+        self.dropout = nn.Dropout(dropout)
+        self.detach_state = False
+        self.plays = 1
+
+    def step_logits(
+        self, x: Float[Tensor, "batch 3 time height width"]
+    ) -> Float[Tensor, "batch time classes"]:
+        """Class scores of every step, before the soft-max."""
+        batch, _, time, _, _ = x.shape
+        x = self.features(fold_time(x)).flatten(1)
+        x = self.dropout(torch.relu(self.fc6(x)))
+        x = self.dropout(torch.relu(self.fc7(x)))
+        steps = x.unflatten(0, (batch, time)).repeat(1, self.plays, 1)
+        h = self.lstm(steps, self.training and self.detach_state)[:, -time:]
+        return self.fc8(self.dropout(h))
+
+    def forward(self, x: Float[Tensor, "batch 3 time height width"]) -> Float[Tensor, "batch classes"]:
+        return self.step_logits(x).softmax(dim=-1).mean(dim=1)
+
+
+class NarrowVGG16LSTM(VGGLSTM):
+    """A narrow VGG16LSTM for 112 pixels: five VGG-like blocks per frame, 3 x 3 convolutions throughout.
+
+    Differs from the full network, besides in width, by batch norm after each convolution (trains in
+    minutes instead of hours), by a first convolution of stride 2 and by two convolutions at most in a
+    block. The last map is 3 x 3 and flattened as VGG does it.
+
+    Args:
+        classes: number of outputs.
+        width: channels of the first block; the others have 2, 4, 6 and 6 times as many.
+        hidden: size of the LSTM state.
+        dropout: after fc6, fc7 and the LSTM.
+    """
+
+    def __init__(self, classes: int, width: int = 16, hidden: int = 64, dropout: float = 0.2):
+        w = width
+        plan = ((w,), (2 * w, 2 * w), (4 * w, 4 * w), (6 * w, 6 * w), (6 * w,))
+        super().__init__(narrow_vgg(plan), 6 * w * 9, (192, 128), hidden, classes, dropout)
+        recurrent = self.lstm
+        self.lstm = nn.Identity()  # keeps its own start
+        initialise(self)
+        self.lstm = recurrent
+        self.plays = 2
+
+
+def narrow_vgg(plan: Sequence[Sequence[int]]) -> nn.Sequential:
+    """Blocks of 3 x 3 convolution, batch norm, ReLU, at 56, 28, 14, 7 and 7 pixels for a 112-pixel frame.
+
+    A max-pool follows each block but the fourth; the first convolution's stride stands for that pool.
+    """
+    layers: list[nn.Module] = []
+    channels = 3
+    for number, block in enumerate(plan):
+        for width in block:
+            layers += [
+                SpatialConv(channels, width, stride=1 if layers else 2),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            ]
+            channels = width
+        if number < len(plan) - 2:
+            layers.append(nn.MaxPool2d(2))
+    layers.append(nn.MaxPool2d(3, 2))
+    return nn.Sequential(*layers)
+
+
+def initialise(module: nn.Module) -> None:
+    """He initialisation of convolutions and hidden linear layers."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(part, nn.Linear):
+            nn.init.kaiming_uniform_(part.weight, nonlinearity="relu")
+            nn.init.zeros_(part.bias)
+    if isinstance(getattr(module, "fc", None), nn.Linear):
+        nn.init.normal_(module.fc.weight, std=0.01)  # type: ignore[union-attr,arg-type]
