@@ -1,0 +1,74 @@
+# Each target builds what it needs in .venv first (minutes the first time, nothing afterwards) and says what it does.
+# uv is used where it is installed, pip otherwise. Another Python: `make lab PYTHON=python3.13`.
+PYTHON ?= $(firstword $(foreach p,python3 python,$(shell command -v $(p))))
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+PIP := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
+USE := $(VENV)/.ready-to-use
+TEST := $(VENV)/.ready-to-test
+PORT ?= 8888
+# What `make tables` runs and with what: make tables NOTEBOOKS=00_start_here SET="preset=smoke seed=3"
+NOTEBOOKS ?=
+SET ?=
+# What `make train` trains: make train NETWORKS=stage-action-r2plus1d
+NETWORKS ?= all
+# Arguments for pytest: make test ARGS="-k clips"
+ARGS ?=
+
+# The GNU allocator hands large blocks back to the system at every step and pages them in again at the next; with these
+# it keeps them (narrow network, one clip forward and backward: 10,000 page faults become none). No effect elsewhere.
+export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
+export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
+
+.DEFAULT_GOAL := help
+.PHONY: help lab tables train bench test
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make lab      open the lessons in JupyterLab (port $(PORT), or PORT=...)"
+	@echo "make tables   run every notebook anew into runs/ and write runs/index.html (NOTEBOOKS=..., SET=...)"
+	@echo "make train    train the small networks anew (NETWORKS=name ...)"
+	@echo "make bench    measure the engine's speed on this machine"
+	@echo "make test     lint, types, tests, notebooks (ARGS=... for pytest)"
+	@echo "All of them build .venv when it is missing or out of date. Main job: $(BIN)/steplab explain VIDEO"
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "no Python found; set PYTHON=/path/to/python3.11 or newer"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "steplab needs Python 3.11 or newer, $(PYTHON) is "+sys.version.split()[0]+"; set PYTHON=...")'
+	@$(if $(UV),$(UV) venv --quiet --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV)) || { rm -rf $(VENV); exit 1; }
+
+$(USE): pyproject.toml | $(BIN)/python
+	@echo "Installing steplab and what it needs into $(VENV) with $(if $(UV),uv,pip) (minutes, gigabytes; once) ..."
+	@$(PIP) --editable '.[real]'
+	@touch $@
+
+$(TEST): pyproject.toml | $(USE)
+	@echo "Installing what the tests need into $(VENV) ..."
+	@$(PIP) --editable '.[real,test]'
+	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); print("\n".join(p["project"]["optional-dependencies"]["oracle"]))' > $(VENV)/oracles.txt
+	@$(PIP) --no-deps --requirement $(VENV)/oracles.txt || echo "Some test oracles are missing; the tests that need them will be skipped."
+	@touch $@
+
+lab: $(USE)
+	@echo "Opening the lessons in JupyterLab on port $(PORT); Ctrl-C twice ends it."
+	@$(BIN)/python -m jupyterlab --port $(PORT) $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
+
+tables: $(USE)
+	@echo "Running notebooks into runs/ ..."
+	@$(BIN)/python -m steplab tables $(NOTEBOOKS) $(foreach s,$(SET),--set '$(s)')
+
+train: $(USE)
+	@echo "Training $(NETWORKS) into data/networks/ ..."
+	@$(BIN)/python -m steplab train $(NETWORKS)
+
+bench: $(TEST)
+	@echo "Measuring speed ..."
+	@$(BIN)/python benchmarks/speed.py
+
+test: $(TEST)
+	@echo "Checking style and types, then running the tests ..."
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/pyright steplab
+	@$(BIN)/python -m pytest $(ARGS)
