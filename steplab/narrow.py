@@ -1,8 +1,8 @@
 """Narrow siblings of the paper's two network families, for 16 x 112 x 112 clips on a CPU.
 
-Both keep a clip as ``batch*time`` images in channels-last memory. In that memory order a
-``(1, k, k)`` convolution is a 2-D one over images, and a ``(k, 1, 1)`` convolution is a ``(k, 1)`` one
-over the view ``batch x channels x time x (height*width)``, which costs no copy. On a CPU this is much
+Both keep a clip as `batch*time` images in channels-last memory. In that memory order a
+`(1, k, k)` convolution is a 2-D one over images, and a `(k, 1, 1)` convolution is a `(k, 1)` one
+over the view `batch x channels x time x (height*width)`, which costs no copy. On a CPU this is much
 faster than small 3-D convolutions.
 """
 
@@ -12,31 +12,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-
-def fold_time(
-    x: Float[Tensor, "batch channel time height width"],
-) -> Float[Tensor, "batch_time channel height width"]:
-    """Clips as images, batch-major, channels-last: image ``b*T + t`` is frame ``t`` of clip ``b``."""
-    batch, channel, time, height, width = x.shape
-    images = x.permute(0, 2, 3, 4, 1).reshape(batch * time, height, width, channel)
-    return images.permute(0, 3, 1, 2)
+from .vgg_lstm import VGGLSTM, fold_time
 
 
 def unfold_time(x: Float[Tensor, "batch_time channel height width"], time: int) -> Tensor:
-    """Inverse of :func:`fold_time`: ``batch x channel x time x height x width``."""
+    """Inverse of `fold_time`: `batch x channel x time x height x width`."""
     images, channel, height, width = x.shape
     return x.permute(0, 2, 3, 1).reshape(images // time, time, height, width, channel).permute(0, 4, 1, 2, 3)
 
 
 class SpatialConv(nn.Conv2d):
-    """A ``(1, k, k)`` convolution on folded clips, without bias (a batch norm follows)."""
+    """A `(1, k, k)` convolution on folded clips, without bias (a batch norm follows)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1):
         super().__init__(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
 class TemporalConv(nn.Conv2d):
-    """A ``(k, 1, 1)`` convolution on folded clips of ``time`` frames, without bias."""
+    """A `(k, 1, 1)` convolution on folded clips of `time` frames, without bias."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1):
         super().__init__(
@@ -54,7 +47,7 @@ class TemporalConv(nn.Conv2d):
 class FactoredConv(nn.Module):
     """(2+1)D convolution: space, norm, ReLU, time, norm; the caller applies the last ReLU.
 
-    ``linear=True`` leaves out the inner norm and ReLU. The stem does so: at its resolution they would
+    `linear=True` leaves out the inner norm and ReLU. The stem does so: at its resolution they would
     cost a quarter of the whole network's time.
     """
 
@@ -107,21 +100,24 @@ class ResidualBlock(nn.Module):
 
 
 class NarrowR2Plus1D(nn.Module):
-    """A narrow R(2+1)D network: stem, four residual stages, global average, one linear layer ``fc``.
+    """A narrow R(2+1)D network: stem, four residual stages, global average, one linear layer `fc`.
 
-    On 16 x 112 x 112 the stages work at 28, 14, 14 and 7 pixels and 16, 16, 8 and 4 frames, so the last
-    feature map (:meth:`features`) is ``4*width x 4 x 7 x 7``. The average over time, height and width
-    makes the answer free of the place and, within the clip, of the moment.
+    On 16 x 112 x 112 the stages work at 28, 14, 14 and 7 pixels and 16, 16, 8 and 4 frames, so the last map
+    is `4·width x 4 x 7 x 7`. Its average over time, height and width makes the answer free of the place and,
+    within the clip, of the moment.
 
     Args:
         classes: number of outputs.
         width: channels of the first stage; the others have 2, 3 and 4 times as many.
 
-    Shapes: ``batch x 3 x time x height x width``, normalised pixels -> ``batch x classes`` logits.
+    Shapes: `batch x 3 x time x height x width`, normalised pixels → `batch x classes` logits.
     """
+
+    target_layer = "last_map"
 
     def __init__(self, classes: int, width: int = 24):
         super().__init__()
+        self.settings = {"classes": classes, "width": width}
         self.stem = FactoredConv(3, 16, kernel=5, stride=2, linear=True)
         self.stages = nn.ModuleList(
             [
@@ -131,134 +127,46 @@ class NarrowR2Plus1D(nn.Module):
                 ResidualBlock(3 * width, 4 * width, stride=2, time_stride=2),
             ]
         )
+        self.last_map = nn.Identity()  # where hooks find the last map in the order batch, channel, time, y, x
         self.fc = nn.Linear(4 * width, classes)
         initialise(self)
+        nn.init.normal_(self.fc.weight, std=0.01)
 
     def features(self, x: Float[Tensor, "batch 3 time height width"]) -> Float[Tensor, "batch channel t h w"]:
-        """The last feature map, in the usual 3-D order."""
+        """The last feature map."""
         time = x.shape[2]
         x = torch.relu(self.stem(fold_time(x), time))
         for stage in self.stages:
             x, time = stage(x, time)
-        return unfold_time(x, time)
+        return self.last_map(unfold_time(x, time))
 
     def forward(self, x: Float[Tensor, "batch 3 time height width"]) -> Float[Tensor, "batch classes"]:
         return self.fc(self.features(x).mean(dim=(2, 3, 4)))
 
 
-class ReLULSTM(nn.Module):
-    """One LSTM layer in which ReLU replaces tanh, for the candidate and for the output.
-
-    With x the input, h the hidden and c the cell state:
-    ``i, f, o = sigmoid(...)``, ``g = relu(...)``, ``c = f*c + i*g``, ``h = o*relu(c)``, each argument being
-    ``W x + b + U h`` (one bias only, on the input branch). Gate order in ``x_branch`` and ``h_branch``:
-    i, f, o, g.
-
-    Without tanh nothing bounds the states, so the recurrent weights start small.
-
-    Args:
-        inputs, hidden: sizes.
-    """
-
-    def __init__(self, inputs: int, hidden: int):
-        super().__init__()
-        self.hidden = hidden
-        self.x_branch = nn.Linear(inputs, 4 * hidden)
-        self.h_branch = nn.Linear(hidden, 4 * hidden, bias=False)
-        with torch.no_grad():
-            for rows in self.x_branch.weight.chunk(4):
-                nn.init.xavier_uniform_(rows)
-            for rows in self.h_branch.weight.chunk(4):
-                nn.init.orthogonal_(rows, gain=0.1)
-            self.x_branch.bias.zero_()
-            self.x_branch.bias[hidden : 2 * hidden] = 1.0  # remember until taught otherwise
-
-    def forward(
-        self, x: Float[Tensor, "batch time inputs"], detach_state: bool = False
-    ) -> Float[Tensor, "batch time hidden"]:
-        """Hidden states of all steps. ``detach_state`` blocks the gradient between steps."""
-        branches = self.x_branch(x)
-        h = x.new_zeros(x.shape[0], self.hidden)
-        c = torch.zeros_like(h)
-        steps = []
-        for branch in branches.unbind(1):
-            if detach_state:
-                h, c = h.detach(), c.detach()
-            gates, candidate = (branch + self.h_branch(h)).split((3 * self.hidden, self.hidden), dim=1)
-            i, f, o = torch.sigmoid(gates).chunk(3, dim=1)
-            c = f * c + i * torch.relu(candidate)
-            h = o * torch.relu(c)
-            steps.append(h)
-        return torch.stack(steps, dim=1)
-
-
-class VGGLSTM(nn.Module):
-    """VGG-like blocks per frame, fc6, fc7, :class:`ReLULSTM`, fc8, soft-max per step, averaged over time.
-
-    The output is a **probability** (``output="probability"``): apply no further soft-max. Train it on
-    the negative log of the averaged probability, or on :meth:`step_logits`.
-
-    Attributes:
-        detach_state: block the gradient between time steps, in training mode only.
-        plays: how often the clip is played to the LSTM; only the last play is answered. The published network
-            plays once. Its first answers are then given before anything has happened, and their average over
-            all steps stays below what the evidence deserves.
-
-    Shapes: ``batch x 3 x time x height x width``, normalised pixels -> ``batch x classes`` in [0, 1].
-    """
-
-    def __init__(
-        self, features: nn.Module, flat: int, fc: tuple[int, int], hidden: int, classes: int, dropout: float
-    ):
-        super().__init__()
-        self.features = features
-        self.fc6 = nn.Linear(flat, fc[0])
-        self.fc7 = nn.Linear(fc[0], fc[1])
-        self.lstm = ReLULSTM(fc[1], hidden)
-        self.fc8 = nn.Linear(hidden, classes)
-        self.dropout = nn.Dropout(dropout)
-        self.detach_state = False
-        self.plays = 1
-
-    def step_logits(
-        self, x: Float[Tensor, "batch 3 time height width"]
-    ) -> Float[Tensor, "batch time classes"]:
-        """Class scores of every step, before the soft-max."""
-        batch, _, time, _, _ = x.shape
-        x = self.features(fold_time(x)).flatten(1)
-        x = self.dropout(torch.relu(self.fc6(x)))
-        x = self.dropout(torch.relu(self.fc7(x)))
-        steps = x.unflatten(0, (batch, time)).repeat(1, self.plays, 1)
-        h = self.lstm(steps, self.training and self.detach_state)[:, -time:]
-        return self.fc8(self.dropout(h))
-
-    def forward(self, x: Float[Tensor, "batch 3 time height width"]) -> Float[Tensor, "batch classes"]:
-        return self.step_logits(x).softmax(dim=-1).mean(dim=1)
-
-
 class NarrowVGG16LSTM(VGGLSTM):
     """A narrow VGG16LSTM for 112 pixels: five VGG-like blocks per frame, 3 x 3 convolutions throughout.
 
-    Differs from the full network, besides in width, by batch norm after each convolution (trains in
-    minutes instead of hours), by a first convolution of stride 2 and by two convolutions at most in a
-    block. The last map is 3 x 3 and flattened as VGG does it.
+    Differs from the full network, besides in width, by batch norm after each convolution (it trains in
+    minutes instead of hours), by a first convolution of stride 2, by one or two convolutions in a block, by
+    playing each clip twice (see `VGGLSTM`) and by training with gradients that cross time. The last map is 3
+    x 3, flattened as VGG does it.
 
     Args:
         classes: number of outputs.
         width: channels of the first block; the others have 2, 4, 6 and 6 times as many.
-        hidden: size of the LSTM state.
+        hidden: size of the LSTM's states.
         dropout: after fc6, fc7 and the LSTM.
     """
 
     def __init__(self, classes: int, width: int = 16, hidden: int = 64, dropout: float = 0.2):
         w = width
-        plan = ((w,), (2 * w, 2 * w), (4 * w, 4 * w), (6 * w, 6 * w), (6 * w,))
-        super().__init__(narrow_vgg(plan), 6 * w * 9, (192, 128), hidden, classes, dropout)
-        recurrent = self.lstm
-        self.lstm = nn.Identity()  # keeps its own start
-        initialise(self)
-        self.lstm = recurrent
-        self.plays = 2
+        features = narrow_vgg(((w,), (2 * w, 2 * w), (4 * w, 4 * w), (6 * w, 6 * w), (6 * w,)))
+        super().__init__(features, 54 * w, (192, 128), hidden, classes, dropout, detach_state=False, plays=2)
+        self.settings = {"classes": classes, "width": width, "hidden": hidden, "dropout": dropout}
+        self.target_layer = f"features.{len(features) - 2}"  # conv5 after its ReLU, before the last pool
+        for part in (self.features, self.fc6, self.fc7, self.fc8):  # the LSTM keeps its own start
+            initialise(part)
 
 
 def narrow_vgg(plan: Sequence[Sequence[int]]) -> nn.Sequential:
@@ -290,5 +198,3 @@ def initialise(module: nn.Module) -> None:
         elif isinstance(part, nn.Linear):
             nn.init.kaiming_uniform_(part.weight, nonlinearity="relu")
             nn.init.zeros_(part.bias)
-    if isinstance(getattr(module, "fc", None), nn.Linear):
-        nn.init.normal_(module.fc.weight, std=0.01)  # type: ignore[union-attr,arg-type]

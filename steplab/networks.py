@@ -1,5 +1,299 @@
-"""Networks: how they are wrapped, named, loaded and saved."""
+"""Networks: one wrapper for any video classifier, and the names under which ready ones are served.
 
-from steplab.narrow import NarrowR2Plus1D, NarrowVGG16LSTM
+>>> network = load_network("stage-action-r2plus1d")
+>>> network.probabilities(clip.pixels[None])          # (1, 9), sums to 1
+>>> network = Network(my_module, classes=("cat", "dog"), preprocess=lambda x: (x - 0.5) / 0.25)
 
-__all__ = ["NarrowR2Plus1D", "NarrowVGG16LSTM"]
+Names: `stage-<task>-<family>` (small, trained on the stage, shipped), `kinetics-<torchvision model>`
+(downloaded by torchvision) and `imagenet-consensus` (extra `real`). `available_networks` lists them.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from . import pretrained
+from .narrow import NarrowR2Plus1D, NarrowVGG16LSTM
+from .vgg_lstm import VGG16LSTM
+
+__all__ = [
+    "NarrowR2Plus1D",
+    "NarrowVGG16LSTM",
+    "Network",
+    "VGG16LSTM",
+    "available_networks",
+    "load_network",
+    "save_network",
+]
+
+# A saved file may only name one of these: loading it runs no code but ours.
+_FAMILIES: dict[str, type[nn.Module]] = {"NarrowR2Plus1D": NarrowR2Plus1D, "NarrowVGG16LSTM": NarrowVGG16LSTM}
+
+
+class Network:
+    """A video classifier: pixels in [0, 1] in, one score a class out.
+
+    Args:
+        fn: any callable from `batch x 3 x time x height x width` to `batch x classes`, differentiable in its
+            input. An `nn.Module` is kept as it is: no flag is touched, so call `.eval()` on it before.
+        classes: one name for each output.
+        preprocess: applied to the pixels before `fn` (for instance a normalisation); None for nothing.
+        output: what `fn` returns: "logits", or "probability" if it has soft-maxed already.
+        frames, size: what the network was made for; None for anything. `read_clip(path, network.frames,
+            network.size)` reads a fitting clip.
+        name: shown in titles, stored with explanations.
+        target_layer: dotted name, inside the module, of the layer whose output Grad-CAM and its kin read.
+
+    Raises:
+        ValueError: an argument is not as described.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[Tensor], Tensor],
+        classes: Sequence[str],
+        preprocess: Callable[[Tensor], Tensor] | None = None,
+        output: str = "logits",
+        *,
+        frames: int | None = None,
+        size: int | None = None,
+        name: str = "network",
+        target_layer: str | None = None,
+    ):
+        if not callable(fn):
+            raise ValueError(f"fn: expected a callable from clips to scores, got {type(fn).__name__}")
+        if output not in ("logits", "probability"):
+            raise ValueError(f'output: expected "logits" or "probability", got {output!r}')
+        if isinstance(classes, str) or not classes or not all(isinstance(c, str) for c in classes):
+            raise ValueError(f"classes: expected a sequence of names, got {classes!r}")
+        self.fn = fn
+        self.classes = tuple(classes)
+        self.preprocess = preprocess
+        self.output = output
+        self.frames, self.size, self.name, self.target_layer = frames, size, name, target_layer
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The wrapped `nn.Module`; None if a plain callable is wrapped."""
+        return self.fn if isinstance(self.fn, nn.Module) else None
+
+    def __call__(self, pixels: Float[Tensor, "batch 3 time height width"]) -> Float[Tensor, "batch classes"]:
+        """Raw scores: logits or probabilities, as `output` says.
+
+        Raises:
+            ValueError: not a float batch of clips, or the scores do not fit `classes`. A clip of three frames
+                is refused unless the network wants three (`frames=3`): time and colour could have changed
+                places.
+        """
+        shape = tuple(pixels.shape)
+        if len(shape) != 5 or shape[1] != 3:
+            raise ValueError(f"pixels: expected batch x 3 x time x height x width, got shape {shape}")
+        if shape[2] == 3 and self.frames != 3:
+            raise ValueError(
+                f"pixels: shape {shape} has three frames and three colours, which may be swapped; "
+                "give the network frames=3 if time really is the third axis"
+            )
+        if not pixels.is_floating_point():
+            raise ValueError(f"pixels: expected floats in [0, 1], got {pixels.dtype}")
+        scores = self.fn(pixels if self.preprocess is None else self.preprocess(pixels))
+        if tuple(scores.shape) != (shape[0], len(self.classes)):
+            raise ValueError(
+                f"fn: expected {shape[0]} x {len(self.classes)} scores (classes names {len(self.classes)}), "
+                f"got shape {tuple(scores.shape)}"
+            )
+        return scores
+
+    def probabilities(
+        self, pixels: Float[Tensor, "batch 3 time height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Probabilities in [0, 1]; soft-maxed here only if the network returns logits."""
+        scores = self(pixels)
+        return scores if self.output == "probability" else scores.softmax(dim=1)
+
+    def log_probabilities(
+        self, pixels: Float[Tensor, "batch 3 time height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Natural log of `probabilities`; probabilities below 1e-12 count as that."""
+        scores = self(pixels)
+        return scores.clamp_min(1e-12).log() if self.output == "probability" else scores.log_softmax(dim=1)
+
+    def index(self, label: str | int) -> int:
+        """Number of a class, given its name (case does not matter) or its number.
+
+        Raises:
+            ValueError: no such class; names those that look alike.
+        """
+        if isinstance(label, str):
+            lowered = [c.lower() for c in self.classes]
+            if label.lower() in lowered:
+                return lowered.index(label.lower())
+            close = difflib.get_close_matches(label.lower(), lowered, n=5, cutoff=0.5)
+            near = [self.classes[lowered.index(c)] for c in close]
+            hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"it has {_some(self.classes)}"
+            raise ValueError(f"target: {self.name} has no class {label!r}; {hint}")
+        if isinstance(label, bool) or not 0 <= label < len(self.classes):
+            raise ValueError(f"target: expected 0..{len(self.classes) - 1} or a class name, got {label!r}")
+        return int(label)
+
+    def __repr__(self) -> str:
+        return f"Network({self.name!r}, {len(self.classes)} classes, {self.output})"
+
+
+class Affine:
+    """Preprocessing (x - mean) / std, one mean and std for each colour."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def __call__(self, pixels: Float[Tensor, "batch 3 time height width"]) -> Tensor:
+        mean, std = (pixels.new_tensor(v).view(1, 3, 1, 1, 1) for v in (self.mean, self.std))
+        return (pixels - mean) / std
+
+    @classmethod
+    def of(cls, preprocess: Callable[[Tensor], Tensor] | None) -> "Affine":
+        """The same preprocessing in numbers, so that it can be stored without storing code.
+
+        Raises:
+            ValueError: `preprocess` is more than a scale and a shift for each colour.
+        """
+        if preprocess is None:
+            return cls((0.0,) * 3, (1.0,) * 3)
+        if isinstance(preprocess, cls):
+            return preprocess
+        black, white = (
+            preprocess(torch.full((1, 3, 1, 1, 1), v, dtype=torch.float64)).flatten() for v in (0, 1)
+        )
+        std = 1 / (white - black)
+        found = cls([round(v, 9) for v in (-black * std).tolist()], [round(v, 9) for v in std.tolist()])
+        probe = torch.rand(1, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+        if not torch.allclose(found(probe), preprocess(probe), atol=1e-5):
+            raise ValueError("preprocess: only a scale and a shift for each colour can be saved")
+        return found
+
+
+def networks_folder() -> Path:
+    """Where the shipped networks lie: `data/networks` inside the package or, in a checkout, beside it."""
+    package = Path(__file__).resolve().parent
+    inside = package / "data" / "networks"
+    return inside if inside.is_dir() else package.parent / "data" / "networks"
+
+
+def available_networks() -> tuple[str, ...]:
+    """Every name that `load_network` knows; the stage's only once they are trained."""
+    shipped = sorted(
+        path.stem for path in networks_folder().glob("*.json") if path.with_suffix(".safetensors").exists()
+    )
+    return (*shipped, *pretrained.NAMES)
+
+
+def load_network(name_or_path: str | Path) -> Network:
+    """A ready network in evaluation mode.
+
+    Args:
+        name_or_path: one of `available_networks()`, or the path of a network saved by `save_network` (with or
+            without its ending).
+
+    Raises:
+        ValueError: unknown name, or a file that is damaged or does not match its JSON.
+        ImportError: the name needs a package that is not installed; says what to install.
+        ConnectionError: the weights must be downloaded and cannot be.
+    """
+    name = str(name_or_path)
+    if name in pretrained.NAMES:
+        return Network(**pretrained.build(name))
+    for base in (networks_folder() / name, Path(name_or_path)):
+        weights = base if base.suffix == ".safetensors" else base.with_name(base.name + ".safetensors")
+        if weights.is_file():
+            return _load_saved(weights)
+    known = available_networks()
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
+    raise ValueError(f"name_or_path: no network {name!r}, and no such file; {hint}")
+
+
+def save_network(
+    network: Network,
+    name: str,
+    *,
+    recipe: dict | None = None,
+    report: dict | None = None,
+    folder: str | Path | None = None,
+) -> Path:
+    """Write `<name>.safetensors` and `<name>.json` (classes, preprocessing, recipe, report, sha256).
+
+    Args:
+        network: wraps a `NarrowR2Plus1D` or `NarrowVGG16LSTM`.
+        name: file name without ending.
+        recipe, report: what is needed to train it again, and what was measured; anything JSON can hold.
+        folder: where to write; None is the kit's own `data/networks`.
+
+    Returns:
+        path of the safetensors file.
+
+    Raises:
+        ValueError: the network is of another kind, or its preprocessing cannot be put in numbers.
+    """
+    module = network.module
+    family = type(module).__name__
+    if module is None or _FAMILIES.get(family) is not type(module):
+        raise ValueError(f"network: expected one that wraps {' or '.join(_FAMILIES)}, got {family}")
+    affine = Affine.of(network.preprocess)
+    out = Path(folder) if folder is not None else networks_folder()
+    out.mkdir(parents=True, exist_ok=True)
+    weights = out / f"{name}.safetensors"
+    save_file({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, weights)
+    facts = {
+        "name": name,
+        "family": family,
+        "settings": module.settings,
+        "classes": network.classes,
+        "preprocess": {"mean": affine.mean, "std": affine.std},
+        "output": network.output,
+        "frames": network.frames,
+        "size": network.size,
+        "recipe": recipe or {},
+        "report": report or {},
+        "sha256": _sha256(weights),
+    }
+    weights.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return weights
+
+
+def _load_saved(weights: Path) -> Network:
+    """The network in `weights` and the JSON beside it; refuses whatever does not fit together."""
+    try:
+        facts = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+        if facts["sha256"] != _sha256(weights):
+            raise ValueError("its sha256 differs from the one in the JSON: damaged or replaced")
+        module = _FAMILIES[facts["family"]](**facts["settings"])
+        module.load_state_dict(load_file(weights))
+        affine = Affine(facts["preprocess"]["mean"], facts["preprocess"]["std"])
+        network = Network(
+            module.eval(),
+            facts["classes"],
+            affine,
+            facts["output"],
+            frames=facts["frames"],
+            size=facts["size"],
+            name=facts["name"],
+            target_layer=module.target_layer,
+        )
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"name_or_path: cannot load {weights.name}: {error}") from error
+    return network
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
