@@ -1,0 +1,212 @@
+"""The command line: explain a video, run the notebooks, train the small networks.
+
+steplab explain holiday.mp4
+steplab tables --set preset=smoke
+steplab train stage-action-r2plus1d
+"""
+
+import argparse
+import ctypes
+import sys
+import warnings
+from pathlib import Path
+
+from . import __version__
+
+# What bad input, missing files, extras and connections raise; anything else is our own fault
+# and shows its traceback.
+_EXPECTED = (ValueError, OSError, ImportError)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 when it did its work, 1 when a notebook failed, 2 on bad input, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    warnings.showwarning = lambda message, *_, **__: print(f"steplab: warning: {message}", file=sys.stderr)
+    _keep_memory()
+    try:
+        return options.run(options)
+    except _EXPECTED as error:
+        words = " ".join(str(error).split()) or type(error).__name__
+        print(f"steplab: {words}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("steplab: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="steplab", description="Explain video networks by perturbation.")
+    parser.add_argument("--version", action="version", version=f"steplab {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True)
+
+    explain = commands.add_parser(
+        "explain",
+        help="explain what a network sees in a video",
+        description="Print the five likeliest labels, explain one, write an overlay video, a filmstrip and "
+        "the explanation itself.",
+    )
+    explain.add_argument("video", help="a video file (mp4, avi, webm, mkv, gif ...)")
+    explain.add_argument(
+        "--network", default="imagenet-consensus", help="name or file (default: %(default)s)"
+    )
+    explain.add_argument("--target", help="label to explain, a name or a number (default: the likeliest)")
+    explain.add_argument("--method", default="step", help="default: %(default)s")
+    explain.add_argument(
+        "--ratios",
+        type=_ratios,
+        default=(0.02, 0.05, 0.1, 0.2),
+        help="parts to keep (default: 0.02,0.05,0.1,0.2)",
+    )
+    explain.add_argument(
+        "--preset", default="lesson", help="smoke, lesson, paper or released (default: lesson)"
+    )
+    explain.add_argument("--perturbation", help="blur, pyramid, fade-mean, fade-black or fade-grey")
+    explain.add_argument(
+        "--frames", type=int, help="frames to sample (default: what the network wants, or 16)"
+    )
+    explain.add_argument("--start", type=float, help="where to begin, seconds")
+    explain.add_argument("--stop", type=float, help="where to end, seconds")
+    explain.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    explain.add_argument("--device", help="cpu, cuda ... (default: the engine's choice)")
+    explain.add_argument("--out", type=Path, help="folder to write to (default: runs/NAME_OF_VIDEO)")
+    explain.set_defaults(run=_explain)
+
+    tables = commands.add_parser("tables", help="run the notebooks into a folder with an index.html")
+    tables.add_argument("notebooks", nargs="*", help="names, such as 00_start_here (default: all)")
+    tables.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        type=_setting,
+        action="append",
+        default=[],
+        help="a parameter of the notebooks",
+    )
+    tables.add_argument("--out", type=Path, default=Path("runs"), help="default: %(default)s")
+    tables.add_argument("--jobs", type=int, default=1, help="notebooks at a time (default: %(default)s)")
+    tables.set_defaults(run=_tables)
+
+    train = commands.add_parser("train", help="train the small networks anew")
+    train.add_argument("networks", nargs="*", default=["all"], help="names, or all (default)")
+    train.add_argument("--out", type=Path, help="folder to write to (default: the kit's own data/networks)")
+    train.set_defaults(run=_train)
+    return parser
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+    try:
+        ratios = tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        ratios = ()
+    if not ratios or not all(0 < r < 1 for r in ratios):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected numbers between 0 and 1, such as 0.05,0.1")
+    return ratios
+
+
+def _setting(text: str) -> tuple[str, object]:
+    from .tables import parse_value
+
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected NAME=VALUE, such as seed=3")
+    return name, parse_value(value)
+
+
+def _explain(options) -> int:
+    from .clips import read_clip
+    from .explain import explain
+    from .networks import load_network
+
+    network = load_network(options.network)
+    frames = options.frames or network.frames or 16
+    clip = read_clip(options.video, frames, network.size or 112, start=options.start, stop=options.stop)
+    target = _label(network, clip, options.target)
+    out = options.out or Path("runs") / Path(options.video).stem
+    out.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
+
+    changes = {} if options.perturbation is None else {"perturbation": options.perturbation}
+    result = explain(
+        network,
+        clip,
+        target,
+        method=options.method,
+        ratios=options.ratios,
+        preset=options.preset,
+        seed=options.seed,
+        device=options.device,
+        **changes,
+    )
+    if result.interrupted:
+        print("Interrupted: what follows is the best so far.")
+    print("Kept    probability")
+    for ratio, probability in zip(result.ratios, result.probability, strict=True):
+        print(f"{ratio:6.1%}  {float(probability):.3f}")
+    name = Path(options.video).stem
+    written = [
+        out / f"{name}.overlay.mp4",
+        out / f"{name}.filmstrip.png",
+        out / f"{name}.explanation.safetensors",
+    ]
+    result.to_video(written[0])
+    result.filmstrip(written[1])
+    result.save(written[2])
+    for path in written:
+        print(f"wrote {path}")
+    return 0
+
+
+def _label(network, clip, wanted: str | None) -> int:
+    """Print the likeliest labels; the index of the one to explain."""
+    import torch
+
+    with torch.no_grad():
+        probabilities = network.probabilities(clip.pixels[None])[0]
+    best = probabilities.topk(min(5, len(network.classes)))
+    print(f"{network.name} on {clip.source}:")
+    for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        print(f"{probability:8.3f}  {network.classes[index]}")
+    if wanted is None:
+        target = int(best.indices[0])
+    elif wanted in network.classes or not wanted.lstrip("-").isdigit():
+        target = network.index(wanted)
+    else:
+        target = network.index(int(wanted))
+    print(f"Explaining {network.classes[target]!r} ({probabilities[target]:.3f})", flush=True)
+    return target
+
+
+def _tables(options) -> int:
+    from .tables import run_tables
+
+    runs = run_tables(options.notebooks, dict(options.set), options.out, options.jobs)
+    print(f"wrote {options.out / 'index.html'}")
+    return int(any(run.error for run in runs))
+
+
+def _train(options) -> int:
+    from .training import RECIPES, train_network
+
+    names = list(RECIPES) if "all" in options.networks else options.networks
+    if unknown := [name for name in names if name not in RECIPES]:
+        raise ValueError(f"networks: got {unknown[0]!r}, expected all or some of {', '.join(RECIPES)}")
+    for name in names:
+        print(f"Training {name}", flush=True)
+        train_network(name, options.out)
+    return 0
+
+
+def _keep_memory():
+    """Ask the GNU allocator to keep large blocks instead of returning them to the system at every iteration.
+
+    On other systems, whose allocators do not need it, this does nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    trim_threshold, mmap_threshold = -1, -3
+    mallopt(mmap_threshold, 1 << 30)
+    mallopt(trim_threshold, (1 << 31) - 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
