@@ -284,7 +284,7 @@ def _load_saved(weights: Path) -> Network:
             frames=facts["frames"],
             size=facts["size"],
             name=facts["name"],
-            target_layer=module.target_layer,
+            target_layer=str(module.target_layer),
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"name_or_path: cannot load {weights.name}: {error}") from error

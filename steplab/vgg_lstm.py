@@ -131,10 +131,11 @@ class VGG16LSTM(VGGLSTM):
     target_layer = "features.29"  # conv5_3 after its ReLU, a batch*time x 512 x 14 x 14 map
 
     def __init__(self, classes: int):
-        from torchvision.models import vgg16  # heavy to import, rarely needed
-
-        features = vgg16(weights=None).features
-        for number, layer in enumerate(features):
-            if isinstance(layer, nn.ReLU):
-                features[number] = nn.ReLU()  # in-place ones corrupt what hooks see
-        super().__init__(features, 512 * 7 * 7, (4096, 4096), 256, classes)
+        layers: list[nn.Module] = []
+        channels = 3
+        for width, convolutions in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+            for _ in range(convolutions):
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+        super().__init__(nn.Sequential(*layers), 512 * 7 * 7, (4096, 4096), 256, classes)
