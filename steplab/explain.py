@@ -1,0 +1,341 @@
+"""Explain a network's answer to a clip: which part of space and time keeps it.
+
+>>> result = explain(network, clip, method="step", ratios=(0.05, 0.1))
+>>> result.masks.shape, result.probability          # (2, T, H, W) in [0,1]; Phi_c of each preserved clip
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .clips import Clip
+from .engine import METHODS, PRESETS, Descent, State, StepConfig, make_config, untouched
+from .explanation import Explanation, fingerprint, heat_map, versions
+from .networks import Network
+
+__all__ = [
+    "METHODS",
+    "PRESETS",
+    "Explanation",
+    "SmallestRatio",
+    "State",
+    "StepConfig",
+    "explain",
+    "heat_map",
+    "smallest_ratio",
+    "untouched",
+]
+
+
+def explain(
+    network: Network,
+    clip: Clip | Tensor | Sequence[Clip],
+    target: str | int | Sequence[str | int] | None = None,
+    method: str = "step",
+    ratios: Sequence[float] = (0.02, 0.05, 0.1, 0.2),
+    preset: str = "lesson",
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    callback: Callable[[State], None] | None = None,
+    max_batch: int | None = None,
+    **overrides,
+) -> Explanation | list[Explanation]:
+    """For each ratio, the mask that keeps so much of the clip and as much of the class as it can.
+
+    Args:
+        network: wrapped by :class:`steplab.Network`; it is left exactly as it was, whatever happens.
+        clip: a Clip, a tensor (3, T, H, W) in [0,1], or several: a list, or a tensor (B, 3, T, H, W).
+        target: class name or number; None: the most probable class of each clip. Several clips: one, or a list.
+        method: step, step-padded, ep3d, ep3d-evenly, ep3d-gaussian-1/2/3, ep3d-second-order.
+        ratios: preservation ratios, each in (0, 1).
+        preset: smoke (seconds; to see that it runs), lesson, paper (2000 iterations) or released (the
+            published demo's reading of the paper).
+        seed: fixes whatever is drawn at random; the same call gives the same masks on the same device.
+        device: where to compute; default: where the network is.
+        progress: show a progress bar.
+        callback: called with a :class:`State` every `callback_every` iterations.
+        max_batch: masks in work at once; bounds memory. Default: 1 on a CPU, which is no slower, else 8.
+        overrides: any constant of :class:`StepConfig`.
+
+    Returns:
+        one Explanation, or a list of them if several clips were given.
+
+    Raises:
+        ValueError: naming the argument, what came and what was expected.
+
+    Ctrl-C ends the search early and returns the masks there are (of fewer ratios, of fewer clips, if it came before
+    their turn), marked `interrupted`.
+    """
+    clips, single = _as_clips(clip)
+    ratios = _check_ratios(ratios)
+    if max_batch is not None and max_batch < 1:
+        raise ValueError(f"max_batch must be at least 1, got {max_batch}")
+    config = make_config(method, preset, clips[0].pixels.shape[1:], overrides)
+    device = _device(network, device)
+    with untouched(network, device), torch.inference_mode(False), torch.enable_grad():
+        run = _Run(network, clips, target, config, device, progress, callback)
+        work = [(c, v) for c in range(len(clips)) for v in ratios]
+        size = max_batch or (1 if device.type == "cpu" else 8)
+        found: list[dict] = []
+        for i in range(0, len(work), size):
+            if run.interrupted:
+                break
+            found += run.optimise(work[i : i + size])
+        run.bar.close()
+    results = []
+    for i, one in enumerate(clips):
+        mine = found[i * len(ratios) : (i + 1) * len(ratios)]
+        if not mine:  # interrupted before this clip's turn
+            break
+        masks = torch.stack([f["masks"] for f in mine])
+        results.append(
+            Explanation(
+                masks=masks,
+                heatmap=heat_map(masks, config.heat_sigma),
+                probability=torch.stack([f["probability"] for f in mine]),
+                history=_side_by_side([f["history"] for f in mine]),
+                ratios=ratios[: len(mine)],
+                target=run.targets[i],
+                label=network.classes[run.targets[i]],
+                original=run.originals[i],
+                clip=one,
+                method=method,
+                preset=preset,
+                config=config,
+                seed=seed,
+                versions=versions(),
+                fingerprints={"network": fingerprint(network), "clip": fingerprint(one)},
+                converged=tuple(f["converged"] for f in mine),
+                interrupted=run.interrupted,
+            )
+        )
+    return results[0] if single else results
+
+
+class _Run:
+    """Clips, targets and arithmetic shared by the masks of one call."""
+
+    def __init__(self, network, clips, target, config, device, progress, callback):
+        self.network, self.config, self.callback = network, config, callback
+        self.pixels = torch.stack([c.pixels for c in clips]).to(device)
+        self.autocast = _reduced_precision(network, config.precision, device)
+        with torch.no_grad():
+            p = torch.cat([self.score(x[None].clone()).float().exp() for x in self.pixels])
+        if not torch.isfinite(p).all():
+            raise ValueError("network gave values that are not finite numbers for the clip itself")
+        self.targets = _as_targets(network, target, p)
+        self.originals = [float(row[t]) for row, t in zip(p, self.targets, strict=True)]
+        self.interrupted = False
+        self.bar = tqdm(disable=not progress, unit="it", leave=False)
+
+    def score(self, pixels: Tensor) -> Tensor:
+        """log Phi, (batch, classes)."""
+        with self.autocast:
+            return self.network.log_probabilities(pixels)
+
+    def optimise(self, work: list[tuple[int, float]], start: Tensor | None = None) -> list[dict]:
+        """Masks of a group of (clip, ratio), each stopped on its own."""
+        c = self.config
+        clips, ratios = [i for i, _ in work], [v for _, v in work]
+        descent = Descent(self.score, self.pixels, self.targets, clips, ratios, c, start)
+        active, found = list(range(len(work))), [{} for _ in work]
+        histories: list[list[dict]] = [[] for _ in work]
+        self.bar.reset(total=c.iterations)
+        self.bar.set_description("ratio " + ", ".join(f"{v:g}" for v in dict.fromkeys(ratios)))
+        while active:
+            try:
+                parts = descent.step()
+                rows = {k: v.cpu().tolist() for k, v in parts.items() if k != "masks"}
+                for j, i in enumerate(active):
+                    histories[i].append({k: v[j] for k, v in rows.items()})
+                self.bar.update()
+                if self.callback is not None and descent.iteration % c.callback_every == 0:
+                    self.callback(
+                        State(
+                            descent.iteration, c.iterations, list(descent.clips), list(descent.ratios),
+                            parts["masks"], parts["probability"], parts["energy"],
+                        )
+                    )  # fmt: skip
+            except KeyboardInterrupt:
+                self.interrupted = True
+            last = descent.iteration >= c.iterations or self.interrupted
+            stop = [j for j, i in enumerate(active) if last or _settled(histories[i], ratios[i], c)]
+            if stop:
+                final = descent.finish()
+                for j in stop:
+                    found[active[j]] = {k: v[j] for k, v in final.items()}
+                keep = [j for j in range(len(active)) if j not in stop]
+                active = [active[j] for j in keep]
+                descent.keep(keep)
+        for f, h, v in zip(found, histories, ratios, strict=True):
+            f["history"] = {k: np.array([row.get(k, np.nan) for row in h], dtype=np.float32) for k in h[-1]}
+            f["converged"] = _reached(float(f["masks"].mean()), v, c)
+        return found
+
+
+def _settled(history: list[dict], ratio: float, config: StepConfig) -> bool:
+    """Whether a mask is final: as large as asked, and its energy no longer falling."""
+    n = config.patience
+    if not n or len(history) < config.shrink + 2 * n or not _reached(history[-1]["mean"], ratio, config):
+        return False
+    before = min(row["energy"] for row in history[-2 * n : -n])
+    lately = min(row["energy"] for row in history[-n:])
+    return before - lately <= config.tolerance * max(abs(before), 1e-3)
+
+
+def _reached(mean: float, ratio: float, config: StepConfig) -> bool:
+    return abs(mean - ratio) <= max(config.ratio_tolerance * ratio, 0.002)
+
+
+def _side_by_side(histories: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    length = max(len(h["energy"]) for h in histories)
+    pad = {k: [np.pad(h[k], (0, length - len(h[k])), constant_values=np.nan) for h in histories] for k in histories[0]}
+    return {k: np.stack(v) for k, v in pad.items()}
+
+
+def _as_clips(clip) -> tuple[list[Clip], bool]:
+    """Whatever was given as checked clips of one size, and whether it was a single one."""
+    single = isinstance(clip, Clip) or (isinstance(clip, Tensor) and clip.ndim == 4)
+    given = [clip] if single else list(clip)
+    if not given:
+        raise ValueError("clip must be at least one clip, got an empty list")
+    clips = [c if isinstance(c, Clip) else _from_tensor(c) for c in given]
+    shapes = {tuple(c.pixels.shape) for c in clips}
+    if len(shapes) > 1:
+        raise ValueError(f"clips of one call must have one shape, got {sorted(shapes)}")
+    return clips, single
+
+
+def _from_tensor(pixels) -> Clip:
+    if not isinstance(pixels, Tensor) or pixels.ndim != 4:
+        shape = tuple(pixels.shape) if hasattr(pixels, "shape") else type(pixels).__name__
+        raise ValueError(f"clip must be a Clip or a tensor (3, T, H, W), got {shape}")
+    if pixels.shape[0] != 3:
+        hint = "; it looks like (T, 3, H, W): use .transpose(0, 1)" if pixels.shape[1] == 3 else ""
+        raise ValueError(f"clip must be (3, T, H, W), got {tuple(pixels.shape)}{hint}")
+    if pixels.shape[1] == 3:
+        raise ValueError(
+            f"clip of shape {tuple(pixels.shape)} could be 3 colours x 3 frames or 3 frames x 3 colours; "
+            "give a Clip if it is (3, T, H, W)"
+        )
+    pixels = pixels.detach().float().cpu()
+    if not torch.isfinite(pixels).all():
+        raise ValueError("clip holds values that are not finite numbers")
+    low, high = float(pixels.min()), float(pixels.max())
+    if low < 0 or high > 1:
+        raise ValueError(f"clip must hold values in [0, 1], got {low:.3g} to {high:.3g}")
+    return Clip(pixels, torch.arange(pixels.shape[1], dtype=torch.float32), "tensor")
+
+
+def _check_ratios(ratios) -> tuple[float, ...]:
+    values = tuple(float(v) for v in ([ratios] if isinstance(ratios, int | float) else ratios))
+    if not values or not all(0 < v < 1 for v in values) or len(set(values)) < len(values):
+        raise ValueError(f"ratios must be different numbers between 0 and 1, got {values}")
+    return values
+
+
+def _as_targets(network: Network, target, probabilities: Tensor) -> list[int]:
+    count = len(probabilities)
+    if target is None:
+        return probabilities.argmax(dim=1).tolist()
+    targets = [target] * count if isinstance(target, str | int) else list(target)
+    if len(targets) != count:
+        raise ValueError(f"target must be one class or one for each of {count} clips, got {len(targets)}")
+    return [network.index(t) for t in targets]
+
+
+def _device(network: Network, device) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    first = next(iter(network.module.parameters()), None) if network.module is not None else None
+    return first.device if first is not None else torch.device("cpu")
+
+
+def _reduced_precision(network: Network, precision: str, device: torch.device) -> AbstractContextManager:
+    """bfloat16 for the network's convolutions and products, where that is asked for or pays."""
+    if precision == "float32" or (precision == "auto" and not _bfloat16_pays(network, device)):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def _bfloat16_pays(network: Network, device: torch.device) -> bool:
+    """Whether the processor multiplies in bfloat16 and the network is large enough to gain by it."""
+    if network.module is None or sum(p.numel() for p in network.module.parameters()) < 3e6:
+        return False
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu = torch.cpu
+    return device.type == "cpu" and (cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+
+
+@dataclass(frozen=True, eq=False)
+class SmallestRatio:
+    """The smallest ratio whose mask keeps the class (eq. 3).
+
+    Attributes:
+        ratio: a*, between 0 and 1, to within `tolerance`; 1.0 if no smaller one kept it.
+        threshold: the probability that had to be kept.
+        probability: what the mask of `ratio` keeps.
+        mask: (T, H, W), that mask.
+        tried: (ratio, probability) of each step, in order.
+    """
+
+    ratio: float
+    threshold: float
+    probability: float
+    mask: Float[Tensor, "time height width"]
+    tried: tuple[tuple[float, float], ...]
+
+
+def smallest_ratio(
+    network: Network,
+    clip: Clip | Tensor,
+    target: str | int | None = None,
+    method: str = "step",
+    preset: str = "lesson",
+    threshold: float | None = None,
+    tolerance: float = 0.005,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    **overrides,
+) -> SmallestRatio:
+    """a* = min{v : Phi_c(M_v (x) X) >= threshold} by bisection, each search started from the last mask that held.
+
+    Args:
+        threshold: probability to keep; default Phi_c(X), that of the whole clip.
+        tolerance: half the width of the interval that is left; the true a* is within this of the result.
+        others: as in :func:`explain`.
+
+    Raises:
+        ValueError: as :func:`explain`, or if `threshold` or `tolerance` lies outside (0, 1].
+    """
+    clips, _ = _as_clips(clip)
+    for name, value in (("threshold", threshold), ("tolerance", tolerance)):
+        if value is not None and not 0 < value <= 1:
+            raise ValueError(f"{name} must lie in (0, 1], got {value}")
+    config = make_config(method, preset, clips[0].pixels.shape[1:], overrides)
+    device = _device(network, device)
+    with untouched(network, device), torch.inference_mode(False), torch.enable_grad():
+        run = _Run(network, clips[:1], target, config, device, progress, None)
+        goal = run.originals[0] if threshold is None else threshold
+        low, high, start, tried = 0.0, 1.0, None, []
+        best = {"masks": torch.ones(clips[0].pixels.shape[1:]), "probability": torch.tensor(run.originals[0])}
+        while high - low > 2 * tolerance and not run.interrupted:
+            middle = (low + high) / 2
+            found = run.optimise([(0, middle)], start)[0]
+            tried.append((middle, float(found["probability"])))
+            if found["probability"] >= goal:
+                high, best, start = middle, found, found["seeds"][None]
+            else:
+                low = middle
+        run.bar.close()
+    # `high` was shown to do; the true a* lies in (low, high]
+    return SmallestRatio(high, goal, float(best["probability"]), best["masks"], tuple(tried))

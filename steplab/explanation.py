@@ -1,0 +1,154 @@
+"""What an explanation holds, how it is stored and shown."""
+
+import hashlib
+import json
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import __version__
+from .clips import Clip
+from .engine import StepConfig
+from .networks import Network
+from .perturb import blur
+
+
+@dataclass(eq=False)
+class Explanation:
+    """What was found, and all that is needed to find it again.
+
+    Attributes:
+        masks: (R, T, H, W) in [0,1], 1 = kept; one for each ratio.
+        heatmap: (T, H, W), not negative: sum over ratios of the masks blurred in space.
+        probability: (R,) Phi_c of the clip as each mask preserves it.
+        history: arrays (R, iterations): "energy", "probability", "mean" of the mask, "area", for STEP "core";
+            NaN after a mask's last iteration.
+        ratios: the preservation ratios asked for.
+        target, label: number and name of the explained class.
+        original: Phi_c of the clip as it is.
+        clip: the clip itself.
+        method, preset, config, seed: what was asked.
+        versions: of the packages; fingerprints: sha256 of "network" and "clip".
+        converged: (R,) whether each mask's mean has reached its ratio.
+        interrupted: True if the keyboard stopped it: the masks are the latest there were.
+    """
+
+    masks: Float[Tensor, "ratios time height width"]
+    heatmap: Float[Tensor, "time height width"]
+    probability: Float[Tensor, "ratios"]
+    history: dict[str, Float[np.ndarray, "ratios iterations"]]
+    ratios: tuple[float, ...]
+    target: int
+    label: str
+    original: float
+    clip: Clip
+    method: str
+    preset: str
+    config: StepConfig
+    seed: int
+    versions: dict[str, str]
+    fingerprints: dict[str, str]
+    converged: tuple[bool, ...]
+    interrupted: bool = False
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to one safetensors file; returns its path."""
+        path = Path(path)
+        tensors = {
+            "masks": self.masks,
+            "heatmap": self.heatmap,
+            "probability": self.probability,
+            "pixels": self.clip.pixels,
+            "times": self.clip.times,
+            **{f"history/{k}": torch.from_numpy(v) for k, v in self.history.items()},
+        }
+        facts = {
+            k: getattr(self, k)
+            for k in ("ratios", "target", "label", "original", "method", "preset", "seed", "versions")
+            + ("fingerprints", "converged", "interrupted")
+        }
+        facts |= {"config": asdict(self.config), "source": self.clip.source}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, {"steplab": json.dumps(facts)}
+        )
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Explanation":
+        """Read what :meth:`save` wrote. Raises ValueError if it is something else."""
+        try:
+            with safe_open(path, "pt") as file:
+                facts = json.loads((file.metadata() or {})["steplab"])
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            config = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.pop("config").items()}
+            history = {k.removeprefix("history/"): v.numpy() for k, v in tensors.items() if "/" in k}
+            clip = Clip(tensors["pixels"], tensors["times"], facts.pop("source"))
+            facts |= {"ratios": tuple(facts["ratios"]), "converged": tuple(facts["converged"])}
+            maps = {k: tensors[k] for k in ("masks", "heatmap", "probability")}
+            return cls(**maps, history=history, clip=clip, config=StepConfig(**config), **facts)
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{path} is not a stored explanation: {error!r}") from error
+
+    def filmstrip(self, path: str | Path | None = None, ratio: float | None = None):
+        """Frames above, what is kept below, as a matplotlib figure; of one `ratio`, or of all of them."""
+        from .figures import filmstrip
+
+        masks = {f"{v:.0%}": m for v, m in zip(self.ratios, self.masks, strict=True) if ratio in (None, v)}
+        if not masks:
+            raise ValueError(f"ratio must be one of {self.ratios}, got {ratio}")
+        title = f"{self.label}: {self.original:.2f} of the whole clip"
+        return filmstrip(self.clip.pixels, masks=masks, title=title, path=path)
+
+    def to_video(self, path: str | Path, fps: float = 8) -> Path:
+        """The clip with its heat map laid over it, as an mp4 file."""
+        from .clips import write_video
+        from .figures import overlay
+
+        return write_video(path, overlay(self.clip.pixels, self.heatmap), fps=fps)
+
+
+def heat_map(
+    masks: Float[Tensor, "ratios time height width"], sigma: float = 0.09
+) -> Float[Tensor, "time height width"]:
+    """Sum over ratios of each mask blurred in space; sigma is a share of min(H, W). The paper does not say how
+    its pointing game reads several masks; this is how the method's ancestor does."""
+    return blur(masks, sigma * min(masks.shape[-2:])).sum(0)
+
+
+def fingerprint(what: Network | Clip) -> str:
+    """sha256 of a clip's pixels, or of a network's weights, buffers and class names.
+
+    A network that wraps a plain callable has no weights to read: its name and classes must do.
+    """
+    digest = hashlib.sha256()
+    if isinstance(what, Clip):
+        digest.update(repr(tuple(what.pixels.shape)).encode())
+        digest.update(what.pixels.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+    digest.update(json.dumps([what.name, what.output, what.classes]).encode())
+    if what.module is not None:
+        for name, value in what.module.state_dict().items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a mask depends on."""
+    return {
+        "steplab": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
