@@ -1,4 +1,4 @@
-"""The first lesson in JupyterLab in a real browser: it runs, stays at home, its slider changes the picture."""
+"""The first lesson in JupyterLab in a real browser: it runs, stays at home, its slider moves the picture."""
 
 import json
 import os
