@@ -1,0 +1,272 @@
+"""Clips and masks as pixels: overlays, lines, and the ready-made frames that sliders and videos show.
+
+>>> paint(record.clip.pixels, mask, "kept", true_mask=record.mask).shape  # enlarged three times
+(16, 336, 336, 3)
+
+Orange is what an explanation says, blue is what is known to be true (colour-blind readers tell them apart).
+Tensors in, pixels out; `figures.py` sets them in figures.
+"""
+
+import html
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from matplotlib.colors import to_rgb
+from matplotlib.image import imsave
+from torch import Tensor
+
+ORANGE, BLUE, SKY, GREY, INK = "#E69F00", "#0072B2", "#3FA9F5", "#8A8A8A", "#222222"
+CYCLE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")  # Okabe and Ito, 2008
+VIEWS = ("kept", "heat", "mask", "clip")
+_HEAT = mpl.colormaps["inferno"]
+
+
+def overlay(
+    pixels: Float[Tensor, "3 time height width"],
+    heat: Float[Tensor, "time height width"],
+    opacity: float = 0.9,
+) -> Float[Tensor, "3 time height width"]:
+    """Lay a heat map over a clip: the clip in dim grey, heat in colour, clearer the more there is of it.
+
+    Args:
+        pixels: values in [0, 1].
+        heat: values from 0 (nothing); divided by their maximum over the clip where that exceeds 1.
+        opacity: of the hottest place, 0 to 1.
+
+    Returns:
+        Values in [0, 1].
+
+    Raises:
+        ValueError: shapes that do not fit, or negative heat.
+    """
+    pixels, heat = as_pixels(pixels), as_masks(heat, pixels, "heat")[0]
+    if heat.min() < 0:
+        raise ValueError(f"heat: got values down to {heat.min():.3g}, expected none below 0")
+    heat = heat / max(1.0, float(heat.max()))
+    colour = torch.from_numpy(_HEAT(0.95 * heat.numpy())[..., :3]).float().movedim(-1, 0)
+    alpha = opacity * heat.clamp(min=0) ** 0.7
+    grey = _grey(pixels)
+    return 0.75 * (1 - alpha) * grey + alpha * colour * (0.45 + 0.55 * grey)  # what is hot stays recognisable
+
+
+def paint(
+    pixels: Float[Tensor, "3 time height width"],
+    mask: Float[Tensor, "time height width"] | None = None,
+    view: str = "kept",
+    *,
+    true_mask: Tensor | None = None,
+    boxes: Sequence[Tensor] | None = None,
+    scale: int = 3,
+) -> UInt8[np.ndarray, "time high wide 3"]:
+    """Frames ready to be shown, `scale` times enlarged, with what is kept and what is true drawn in.
+
+    Args:
+        pixels: values in [0, 1].
+        mask: values in [0, 1], 1 = keep; None shows the clip alone.
+        view: "kept" (the rest grey and pale, an orange line at one half), "heat" (`overlay`), "mask" (black
+            and white) or "clip" (untouched, only the line).
+        true_mask: pixels known to carry the label, (time, height, width), drawn as a blue line.
+        boxes: per frame (n, 4) of x0, y0, x1, y1 in pixels, drawn as blue lines if there is no true mask.
+        scale: whole number, 1 or more.
+
+    Raises:
+        ValueError: an unknown view, or shapes that do not fit.
+    """
+    if view not in VIEWS:
+        raise ValueError(f"view: got {view!r}, expected one of {', '.join(VIEWS)}")
+    if scale < 1 or scale != int(scale):
+        raise ValueError(f"scale: got {scale}, expected a whole number of at least 1")
+    pixels = as_pixels(pixels)
+    if true_mask is None and boxes is not None:
+        true_mask = _fill_boxes(boxes, pixels)
+    mask = None if mask is None else as_masks(mask, pixels, "mask")
+    truth = None if true_mask is None else as_masks(true_mask, pixels, "true_mask")
+    return _to_bytes(_compose(_enlarge(pixels, scale, "bicubic"), mask, view, truth, scale))
+
+
+def _compose(canvas: Tensor, mask: Tensor | None, view: str, truth: Tensor | None, scale: int) -> Tensor:
+    """What `paint` draws on a clip enlarged already; mask and truth (1, time, height, width) not."""
+    if mask is not None:
+        large = _enlarge(mask, scale, "bilinear")[0]
+        if view == "heat":
+            canvas = overlay(canvas, large)
+        elif view == "mask":
+            canvas = large.clamp(0, 1).expand(3, -1, -1, -1)
+        else:
+            if view == "kept":
+                keep = large.clamp(0, 1)
+                canvas = keep * canvas + (1 - keep) * pale(canvas)
+            canvas = _draw_line(canvas, large, ORANGE, 0.55 * scale)
+    if truth is not None:
+        truth = F.avg_pool2d(truth, 3, 1, 1, count_include_pad=False)  # rounds the steps of a pixel mask
+        canvas = _draw_line(canvas, _enlarge(truth, scale, "bilinear")[0], SKY, 0.42 * scale)
+    return canvas
+
+
+def _to_bytes(canvas: Tensor) -> np.ndarray:
+    return (canvas.clamp(0, 1) * 255).round().byte().permute(1, 2, 3, 0).contiguous().numpy()
+
+
+def encode(picture: UInt8[np.ndarray, "height width 3"], kind: str = "webp", quality: int = 80) -> bytes:
+    """A picture as the bytes of a WebP or JPEG file."""
+    file = io.BytesIO()
+    imsave(file, picture, format=kind, pil_kwargs={"quality": quality})
+    return file.getvalue()
+
+
+def as_pixels(pixels: Tensor) -> Tensor:
+    """A clip on the CPU as float32. Raises ValueError for another shape than (3, time, height, width)."""
+    pixels = torch.as_tensor(pixels).detach().float().cpu()
+    if pixels.ndim != 4 or pixels.shape[0] != 3:
+        raise ValueError(f"pixels: got shape {tuple(pixels.shape)}, expected (3, time, height, width)")
+    return pixels
+
+
+def as_masks(masks: Tensor, pixels: Tensor, name: str) -> Tensor:
+    """As (masks, time, height, width), from that or from a single mask. Raises ValueError otherwise."""
+    masks = torch.as_tensor(masks).detach().float().cpu()
+    masks = masks[None] if masks.ndim == 3 else masks
+    if masks.ndim != 4 or masks.shape[1:] != pixels.shape[1:]:
+        wanted = tuple(pixels.shape[1:])
+        raise ValueError(f"{name}: got shape {tuple(masks.shape)}, expected {wanted} as the clip, or several")
+    return masks
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    return torch.einsum("c...,c->...", pixels, torch.tensor([0.299, 0.587, 0.114])).expand(3, -1, -1, -1)
+
+
+def pale(pixels: Tensor) -> Tensor:
+    """What is not kept: pale and grey, so that the eye goes to the rest and a printer needs little ink."""
+    return 0.45 * _grey(pixels) + 0.5
+
+
+def _enlarge(x: Tensor, scale: int, mode: str) -> Tensor:
+    if scale == 1:
+        return x
+    return F.interpolate(x, scale_factor=scale, mode=mode, align_corners=False).clamp(0, 1)
+
+
+def _draw_line(canvas: Tensor, values: Tensor, colour: str, width: float) -> Tensor:
+    """Draw where `values` cross one half, with a dark rim so that it shows on any ground."""
+    down, right = torch.gradient(values, dim=(1, 2))
+    away = (values - 0.5).abs() / (torch.hypot(down, right) + 1e-3)  # about the distance from the line, px
+    near = away < width + 1.3
+    away, colours = away[near], canvas[:, near]
+    rgb = torch.tensor(to_rgb(colour))[:, None]
+    for ink, reach, strength in ((0.0, width + 0.8, 0.5), (rgb, width, 1.0)):
+        alpha = strength * (0.5 + reach - away).clamp(0, 1)
+        colours = (1 - alpha) * colours + alpha * ink
+    canvas = canvas.clone()
+    canvas[:, near] = colours
+    return canvas
+
+
+def _fill_boxes(boxes: Sequence[Tensor], pixels: Tensor) -> Tensor:
+    if len(boxes) != pixels.shape[1]:
+        raise ValueError(f"boxes: got {len(boxes)} entries, expected {pixels.shape[1]}, one a frame")
+    filled = torch.zeros(pixels.shape[1:])
+    for frame, rows in zip(filled, boxes, strict=True):
+        for x0, y0, x1, y1 in torch.as_tensor(rows).round().int().tolist():
+            frame[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = 1
+    return filled
+
+
+def viewer_frames(
+    pixels: Float[Tensor, "3 time height width"],
+    mask: Float[Tensor, "time height width"],
+    view: str = "kept",
+    *,
+    true_mask: Tensor | None = None,
+    boxes: Sequence[Tensor] | None = None,
+    segment: tuple[int, int] | None = None,
+    scale: int = 3,
+) -> UInt8[np.ndarray, "time high wide 3"]:
+    """Frame by frame: the clip, the mask's view of it beside it, and below how much each frame keeps.
+
+    The bar of the frame on show is orange, the others grey; a blue line underlines the true segment. All of
+    it is in the picture: a player needs nothing else. See `paint` for the arguments.
+    """
+    pixels = as_pixels(pixels)
+    if true_mask is None and boxes is not None:
+        true_mask = _fill_boxes(boxes, pixels)
+    mask = as_masks(mask, pixels, "mask")
+    truth = None if true_mask is None else as_masks(true_mask, pixels, "true_mask")
+    large = _enlarge(pixels, scale, "bicubic")
+    left, right = _to_bytes(large), _to_bytes(_compose(large, mask, view, truth, scale))
+    gap = np.full((*left.shape[:2], 2 * scale, 3), 255, np.uint8)
+    share = mask[0].mean((1, 2)).numpy()
+    wide = 2 * left.shape[2] + 2 * scale
+    bars = np.stack([_bars(share, t, segment, wide, 18 * scale) for t in range(len(share))])
+    return np.concatenate([np.concatenate([left, gap, right], 2), bars], 1)
+
+
+def _bars(share: np.ndarray, now: int, segment: tuple[int, int] | None, wide: int, high: int) -> np.ndarray:
+    """(high, wide, 3) bytes: one bar a frame, full height for the frame that keeps most."""
+    picture = np.full((high, wide, 3), 255, np.uint8)
+    edges = np.linspace(0, wide, len(share) + 1).round().astype(int)
+    floor, room = high - 7, high - 12
+    tall = np.ceil(room * share / max(share.max(), 1e-9)).astype(int)
+    for t, (x0, x1) in enumerate(zip(edges, edges[1:], strict=False)):
+        picture[floor - tall[t] : floor, x0 + 2 : x1 - 2] = _bytes(ORANGE if t == now else "#BDBDBD")
+        picture[floor : floor + 1, x0:x1] = _bytes(GREY)
+        if t == now:  # seen even where nothing is kept
+            picture[floor - 3 : floor + 1, x0 + 2 : x1 - 2] = _bytes(ORANGE)
+        if segment is not None and segment[0] <= t < segment[1]:
+            picture[floor + 2 : floor + 6, x0:x1] = _bytes(BLUE)
+    return picture
+
+
+def _bytes(colour: str) -> list[int]:
+    return [round(255 * c) for c in to_rgb(colour)]
+
+
+def live_frames(
+    pixels: Float[Tensor, "3 time height width"], mask: Float[Tensor, "time height width"], columns: int = 8
+) -> UInt8[np.ndarray, "high wide 3"]:
+    """One picture, quick to make, of a mask in work: a row of heat above a row of what is kept."""
+    pixels = as_pixels(pixels)
+    shown = torch.from_numpy(spread(pixels.shape[1], columns))
+    pixels, mask = pixels[:, shown], as_masks(mask, pixels, "mask")[0][shown]
+    rows = [in_a_row(paint(pixels, mask, view, scale=1), 3) for view in ("heat", "kept")]
+    return np.concatenate(rows, 0)
+
+
+def spread(frames: int, columns: int) -> np.ndarray:
+    """Which `columns` of `frames` to show: the middle of each of as many equal stretches, rounded down."""
+    columns = max(1, min(columns, frames))
+    return ((np.arange(columns) + 0.5) * frames / columns - 1e-9).astype(int)
+
+
+def in_a_row(frames: np.ndarray, space: int) -> np.ndarray:
+    """(time, high, wide, 3) as one picture, white right of and below each frame."""
+    framed = np.pad(frames, ((0, 0), (0, space), (0, space), (0, 0)), constant_values=255)
+    return np.concatenate(list(framed), 1)
+
+
+def live_curve(series: Mapping[str, Sequence[float]], length: int) -> str:
+    """An SVG drawing of growing curves, each scaled to its own largest and smallest value; names are escaped.
+
+    Args:
+        series: values so far by name, one curve each (at most seven); the last value is written out.
+        length: how many values there may be at most: where the drawing ends.
+    """
+    wide, tall = 360, 110
+    parts = [f'<rect width="{wide}" height="{tall}" fill="#F6F6F6"/>']
+    for k, (name, values) in enumerate(series.items()):
+        low, high = (0.0, 1.0) if all(0 <= v <= 1 for v in values) else (min(values), max(values))
+        steps = wide / max(length - 1, 1)
+        y = [tall - 5 - (tall - 10) * (v - low) / max(high - low, 1e-9) for v in values]
+        points = " ".join(f"{steps * i:.1f},{v:.1f}" for i, v in enumerate(y))
+        look = f'stroke="{CYCLE[k]}" stroke-width="2.5"' + f' stroke-dasharray="{9 - k} 3"' * (k > 0)
+        parts.append(f'<polyline points="{points}" fill="none" {look}/>')
+        label = html.escape(f"{name} {values[-1]:.2f}" if len(values) else name)
+        place = f'x="{wide + 8}" y="{20 + 22 * k}" font-size="15"'
+        parts.append(f'<text {place} fill="{CYCLE[k]}">{label}</text>')
+    whole = f'viewBox="0 0 {wide + 240} {tall}" width="{wide + 240}" height="{tall}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {whole}>{"".join(parts)}</svg>'
