@@ -103,11 +103,18 @@ class Explanation:
         """Frames above, what is kept below, as a matplotlib figure; of one `ratio`, or of all of them."""
         from .figures import filmstrip
 
-        masks = {f"{v:.0%}": m for v, m in zip(self.ratios, self.masks, strict=True) if ratio in (None, v)}
-        if not masks:
+        shown = [k for k, v in enumerate(self.ratios) if ratio in (None, v)]
+        if not shown:
             raise ValueError(f"ratio must be one of {self.ratios}, got {ratio}")
-        title = f"{self.label}: {self.original:.2f} of the whole clip"
-        return filmstrip(self.clip.pixels, masks=masks, title=title, path=path)
+        return filmstrip(
+            self.clip.pixels,
+            self.masks[shown],
+            ratios=[self.ratios[k] for k in shown],
+            probability=self.probability[shown].tolist(),
+            times=self.clip.times,
+            title=f"“{self.label}”, p = {self.original:.2f} for the whole clip",
+            path=path,
+        )
 
     def to_video(self, path: str | Path, fps: float = 8) -> Path:
         """The clip with its heat map laid over it, as an mp4 file."""
