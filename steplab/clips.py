@@ -81,7 +81,7 @@ class Record:
 
     clip: Clip
     label: int
-    boxes: list[Float[Tensor, "n 4"]]
+    boxes: list[Float[Tensor, "_ 4"]]
     mask: Bool[Tensor, "time height width"] | None
     segment: tuple[int, int]
     name: str
