@@ -274,6 +274,8 @@ def _load_saved(weights: Path) -> Network:
         if facts["sha256"] != _sha256(weights):
             raise ValueError("its sha256 differs from the one in the JSON: damaged or replaced")
         module = _FAMILIES[facts["family"]](**facts["settings"])
+        if len(facts["classes"]) != facts["settings"]["classes"]:
+            raise ValueError(f"{len(facts['classes'])} names for {facts['settings']['classes']} outputs")
         module.load_state_dict(load_file(weights))
         affine = Affine(facts["preprocess"]["mean"], facts["preprocess"]["std"])
         network = Network(
