@@ -1,7 +1,7 @@
 """What the stage is painted with: places, jointed actors and objects. Only numpy and torch arrays in and out.
 
-Everything is drawn procedurally from a `numpy.random.Generator`, so that the same generator state paints the same
-picture on every machine. Colours are linear blends in [0, 1]; coordinates are pixels, x to the right, y down.
+Everything is drawn procedurally from a `numpy.random.Generator`: the same generator state paints the same
+picture on every machine. Colours lie in [0, 1]; coordinates are pixels, x to the right, y down.
 """
 
 import colorsys
@@ -14,12 +14,12 @@ from PIL import Image, ImageDraw
 
 Rng = np.random.Generator
 
-# ----------------------------------------------------------------------------------------------------------- textures
+# -------------------------------------------------------------------------------------------- textures
 
 
 @cache
 def _noise_bank() -> ndarray:
-    """(8, 256, 256) tileable textures of zero mean and unit variance, from fine grain (0) to broad clouds (7)."""
+    """(8, 256, 256) tileable textures, zero mean, unit variance, from fine grain (0) to broad clouds (7)."""
     rng = np.random.default_rng(7)
     fy, fx = np.fft.fftfreq(256)[:, None], np.fft.rfftfreq(256)[None]
     frequency = np.maximum(np.hypot(fy, fx), 1 / 256)
@@ -40,14 +40,16 @@ def noise(rng: Rng, shape: tuple[int, int], coarse: int) -> Float[ndarray, "heig
 
 def colour(rng: Rng, hue=(0, 1), saturation=(0.3, 0.8), value=(0.3, 0.9)) -> ndarray:
     """One random RGB colour out of a range of hue, saturation and value."""
-    return np.array(colorsys.hsv_to_rgb(rng.uniform(*hue) % 1, rng.uniform(*saturation), rng.uniform(*value)), np.float32)
+    return np.array(
+        colorsys.hsv_to_rgb(rng.uniform(*hue) % 1, rng.uniform(*saturation), rng.uniform(*value)), np.float32
+    )
 
 
 def _rectangle(image: ndarray, x0, y0, x1, y1, paint: ndarray) -> None:
     image[max(int(y0), 0) : max(int(y1), 0), max(int(x0), 0) : max(int(x1), 0)] = paint
 
 
-# ------------------------------------------------------------------------------------------------------------- places
+# ---------------------------------------------------------------------------------------------- places
 
 
 def place(rng: Rng, size: int) -> Float[ndarray, "size size 3"]:
@@ -62,7 +64,7 @@ def place(rng: Rng, size: int) -> Float[ndarray, "size size 3"]:
 
 
 def _floor(rng: Rng, size: int, horizon: int, base: ndarray, planks: int) -> ndarray:
-    """Ground below `horizon` in perspective: `planks` lines run to a vanishing point, texture grows nearer."""
+    """Ground below `horizon` in perspective: `planks` lines run to a vanishing point."""
     rows = np.arange(size - horizon, dtype=np.float32)[:, None]
     depth = 1 / (rows + 6)
     x = (np.arange(size, dtype=np.float32)[None] - size * rng.uniform(0.2, 0.8)) * depth
@@ -85,8 +87,12 @@ def _room(rng: Rng, size: int) -> ndarray:
     for _ in range(rng.integers(1, 4)):  # windows, pictures, shelves
         w, h = rng.integers(size // 9, size // 4, 2).tolist()
         x, y = rng.integers(0, size - w), rng.integers(2, max(horizon - h - 4, 3))
-        _rectangle(image, x - 2, y - 2, x + w + 2, y + h + 2, colour(rng, saturation=(0.1, 0.5), value=(0.2, 0.9)))
-        inner = np.linspace(1.15, 0.8, h, dtype=np.float32)[:, None, None] * colour(rng, saturation=(0.1, 0.6))
+        _rectangle(
+            image, x - 2, y - 2, x + w + 2, y + h + 2, colour(rng, saturation=(0.1, 0.5), value=(0.2, 0.9))
+        )
+        inner = np.linspace(1.15, 0.8, h, dtype=np.float32)[:, None, None] * colour(
+            rng, saturation=(0.1, 0.6)
+        )
         image[y : y + h, x : x + w] = np.clip(inner, 0, 1) + 0.06 * noise(rng, (h, w), 6)[..., None]
         if rng.random() < 0.5:
             _rectangle(image, x + w // 2 - 1, y, x + w // 2 + 1, y + h, wall * 0.5)
@@ -105,7 +111,10 @@ def _room(rng: Rng, size: int) -> ndarray:
 
 
 def _sky(rng: Rng, size: int) -> ndarray:
-    top, low = colour(rng, (0.53, 0.62), (0.25, 0.65), (0.6, 0.9)), colour(rng, (0.05, 0.6), (0.05, 0.25), (0.8, 0.95))
+    top, low = (
+        colour(rng, (0.53, 0.62), (0.25, 0.65), (0.6, 0.9)),
+        colour(rng, (0.05, 0.6), (0.05, 0.25), (0.8, 0.95)),
+    )
     ramp = np.linspace(0, 1, size, dtype=np.float32)[:, None, None]
     clouds = np.clip(noise(rng, (size, size), 6) - rng.uniform(0, 1), 0, 1)[..., None] * 0.35
     return (top * (1 - ramp) + low * ramp) * (1 - clouds) + 0.95 * clouds
@@ -152,7 +161,9 @@ def _park(rng: Rng, size: int) -> ndarray:
     if rng.random() < 0.6:
         middle = size * rng.uniform(0.2, 0.8) + (yy - horizon) * rng.uniform(-0.5, 0.5)
         path = (np.abs(xx - middle) < 2 + (yy - horizon) * 0.25) & (yy > horizon)
-        image = np.where(path[..., None], np.float32([0.66, 0.58, 0.46]) * (1 + 0.06 * leaves[..., None]), image)
+        image = np.where(
+            path[..., None], np.float32([0.66, 0.58, 0.46]) * (1 + 0.06 * leaves[..., None]), image
+        )
     return image
 
 
@@ -169,12 +180,12 @@ def _beach(rng: Rng, size: int) -> ndarray:
     return image
 
 
-# ------------------------------------------------------------------------------------------------------------- actors
+# ---------------------------------------------------------------------------------------------- actors
 
-# A pose is a dict of joint angles in degrees (0 hangs down, positive swings towards the side the actor faces) and of
-# `lift`, the height of the feet above ground in body heights.
-NEUTRAL = dict(lean=0.0, thigh_l=-5.0, thigh_r=5.0, knee_l=3.0, knee_r=3.0, arm_l=-12.0, arm_r=12.0, elbow_l=-8.0,
-               elbow_r=8.0, lift=0.0)  # fmt: skip
+# A pose is a dict of joint angles in degrees (0 hangs down, positive swings to where the actor faces) and
+# of `lift`, the height of the feet above ground in body heights.
+NEUTRAL = dict(lean=0.0, thigh_l=-5.0, thigh_r=5.0, knee_l=3.0, knee_r=3.0, arm_l=-12.0, arm_r=12.0,
+               elbow_l=-8.0, elbow_r=8.0, lift=0.0)  # fmt: skip
 
 
 def skeleton(pose: dict[str, ndarray], height: float) -> dict[str, Float[ndarray, "time 2"]]:
@@ -188,7 +199,9 @@ def skeleton(pose: dict[str, ndarray], height: float) -> dict[str, Float[ndarray
     hip = np.zeros((len(pose["lean"]), 2))
     for side in "lr":
         joints["knee_" + side] = hip + along(pose["thigh_" + side], 0.23)
-        joints["foot_" + side] = joints["knee_" + side] + along(pose["thigh_" + side] - pose["knee_" + side], 0.22)
+        joints["foot_" + side] = joints["knee_" + side] + along(
+            pose["thigh_" + side] - pose["knee_" + side], 0.22
+        )
     joints["hip"] = hip
     joints["neck"] = hip - along(-pose["lean"], 0.28)
     joints["head"] = joints["neck"] - along(-pose["lean"] * 1.15, 0.13)
@@ -196,7 +209,9 @@ def skeleton(pose: dict[str, ndarray], height: float) -> dict[str, Float[ndarray
         shoulder = joints["neck"] + along(-pose["lean"], 0.03)
         joints["shoulder_" + side] = shoulder
         joints["elbow_" + side] = shoulder + along(pose["arm_" + side], 0.17)
-        joints["hand_" + side] = joints["elbow_" + side] + along(pose["arm_" + side] + pose["elbow_" + side], 0.16)
+        joints["hand_" + side] = joints["elbow_" + side] + along(
+            pose["arm_" + side] + pose["elbow_" + side], 0.16
+        )
     # Stand on the lower foot; keep the feet's middle in place, whatever the hips do.
     feet = np.stack([joints["foot_l"], joints["foot_r"]])
     planted = feet[..., 1] >= feet[..., 1].max(0) - 0.06 * height
@@ -208,10 +223,15 @@ def skeleton(pose: dict[str, ndarray], height: float) -> dict[str, Float[ndarray
 def actor_look(rng: Rng, height: float) -> list[tuple[str, str, float, ndarray]]:
     """Parts from back to front: (joint, joint, radius in px, colour); clothes, skin and build are random."""
     skin = colour(rng, (0.04, 0.09), (0.25, 0.6), (0.35, 0.95))
-    shirt, trousers, shoe, hair = (colour(rng, value=v) for v in ((0.25, 1), (0.15, 0.8), (0.05, 0.5), (0.05, 0.7)))
+    shirt, trousers, shoe, hair = (
+        colour(rng, value=v) for v in ((0.25, 1), (0.15, 0.8), (0.05, 0.5), (0.05, 0.7))
+    )
     sleeve = shirt if rng.random() < 0.6 else skin
     fat = rng.uniform(1.05, 1.35) * height
-    limb = [("hip", "knee_", 0.05, trousers), ("knee_", "foot_", 0.042, trousers if rng.random() < 0.7 else skin)]
+    limb = [
+        ("hip", "knee_", 0.05, trousers),
+        ("knee_", "foot_", 0.042, trousers if rng.random() < 0.7 else skin),
+    ]
     arm = [("shoulder_", "elbow_", 0.038, shirt), ("elbow_", "hand_", 0.034, sleeve)]
 
     def side(parts, s, shade):
@@ -236,8 +256,8 @@ def paint_actor(
 ) -> Float[ndarray, "time height width"]:
     """Paint a jointed actor into `frames` (in place); returns its coverage in [0, 1].
 
-    Each part is a capsule: coverage is the signed distance to its edge, shading follows its normal. `root` is the
-    ground point per frame, `facing` mirrors, `light` is the direction of light in radians.
+    Each part is a capsule: coverage is the signed distance to its edge, shading follows its normal. `root` is
+    the ground point per frame, `facing` mirrors, `light` is the direction of light in radians.
     """
     joints = skeleton(pose, height)
     joints["face"] = joints["head"] + np.array([0.025, 0.022]) * height
@@ -287,7 +307,7 @@ def _shadow(frames: ndarray, root: ndarray, height: float) -> None:
             view *= (1 - 0.4 * depth[..., None]).astype(np.float32)
 
 
-# ------------------------------------------------------------------------------------------------------------ objects
+# --------------------------------------------------------------------------------------------- objects
 
 
 def _draw_mug(d, c, dark, light):
@@ -352,8 +372,8 @@ def _draw_apple(d, c, dark, light):
     d.ellipse((24, 42, 36, 58), fill=light)
 
 
-OBJECTS = dict(mug=_draw_mug, fish=_draw_fish, key=_draw_key, house=_draw_house, car=_draw_car, umbrella=_draw_umbrella,
-               clock=_draw_clock, apple=_draw_apple)  # fmt: skip
+OBJECTS = dict(mug=_draw_mug, fish=_draw_fish, key=_draw_key, house=_draw_house, car=_draw_car,
+               umbrella=_draw_umbrella, clock=_draw_clock, apple=_draw_apple)  # fmt: skip
 
 
 def _draw_anything(d, rng: Rng, c, dark, light):
@@ -369,7 +389,7 @@ def _draw_anything(d, rng: Rng, c, dark, light):
 
 
 def sprite(rng: Rng, name: str | None) -> Float[ndarray, "4 100 100"]:
-    """RGBA picture of an object (`None`: a thing without a name), random colours, premultiplied by coverage."""
+    """RGBA picture of an object (`None`: a thing without a name), random colours, premultiplied."""
     image = Image.new("RGBA", (100, 100))
     main = colour(rng, saturation=(0.35, 0.9), value=(0.35, 0.95))
     paints = [

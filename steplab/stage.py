@@ -1,12 +1,12 @@
 """Clips with a known answer: short rendered scenes whose label is carried by known pixels in known frames.
 
-A saliency map can only be graded where the true explanation is known. On the stage it is: the renderer knows which
+A saliency map can only be graded where the true explanation is known. Here it is: the renderer knows which
 pixels carry the label (`Record.mask`), where they are (`Record.boxes`) and when (`Record.segment`).
 
     record = Stage("action", split="test")[3]
 
-Tasks: `action` (how an actor's limbs move), `object` (what one object among many is), `moment` (an action in 4–10 of
-16 frames) and `confounded` (`action` with a corner mark that betrays the label in training only).
+Tasks: `action` (how an actor's limbs move), `object` (what one object among many is), `moment` (an action in
+4–10 of 16 frames) and `confounded` (`action` with a corner mark that betrays the label in training only).
 """
 
 import zlib
@@ -29,8 +29,9 @@ TASKS = {
     "confounded": ACTIONS,
     "object": tuple(drawing.OBJECTS),
 }
-MARKS = np.float32([[0.9, 0.1, 0.1], [0.1, 0.7, 0.1], [0.15, 0.25, 0.95], [0.95, 0.85, 0.1], [0.85, 0.15, 0.85],
-                    [0.1, 0.8, 0.85], [0.97, 0.97, 0.97], [0.05, 0.05, 0.05]])  # fmt: skip
+MARKS = (
+    np.float32([[9, 1, 1], [1, 7, 1], [1, 2, 9], [9, 8, 1], [8, 1, 8], [1, 8, 8], [9, 9, 9], [0, 0, 0]]) / 9.5
+)
 TIME = np.arange(FRAMES)
 
 
@@ -45,22 +46,30 @@ class Stage(Dataset):
         nothing: render clips in which *no* class is shown (label `len(classes)`, empty mask, empty segment):
             what a network must have seen to answer "nothing" where the evidence is taken away.
 
-    Each item is a `Record`: `clip.pixels` (3, 16, 112, 112) in [0, 1], `label`, `boxes` (one (n, 4) tensor of x0, y0,
-    x1, y1 a frame), `mask` (16, 112, 112) of the visible pixels that carry the label, `segment` (first frame, one
-    past the last), `name`.
+    Each item is a `Record`: `clip.pixels` (3, 16, 112, 112) in [0, 1], `label`, `boxes` (one (n, 4) tensor of
+    x0, y0, x1, y1 a frame), `mask` (16, 112, 112) of the visible pixels that carry the label, `segment`
+    (first frame, one past the last), `name`.
 
     Raises:
         ValueError: unknown task or split, or a length below 1.
     """
 
-    def __init__(self, task: str, split: str = "test", seed: int = 0, length: int = 1000, nothing: bool = False):
+    def __init__(
+        self, task: str, split: str = "test", seed: int = 0, length: int = 1000, nothing: bool = False
+    ):
         if task not in TASKS:
             raise ValueError(f"task: got {task!r}, expected one of {sorted(TASKS)}")
         if split not in ("train", "test"):
             raise ValueError(f"split: got {split!r}, expected 'train' or 'test'")
         if length < 1:
             raise ValueError(f"length: got {length}, expected at least 1")
-        self.task, self.split, self.seed, self.length, self.nothing = task, split, int(seed), int(length), nothing
+        self.task, self.split, self.seed, self.length, self.nothing = (
+            task,
+            split,
+            int(seed),
+            int(length),
+            nothing,
+        )
         self.classes = TASKS[task]
 
     def __len__(self) -> int:
@@ -70,8 +79,11 @@ class Stage(Dataset):
         return self.play(index)[0]
 
     def play(self, index: int) -> tuple[Record, Float[np.ndarray, "time joint"]]:
-        """The record and how the acting figure holds its limbs, in the picture's plane: angles / 90° in the order of
-        `drawing.NEUTRAL`, then five times its lift in body heights; zeros where nobody acts. Training may use it."""
+        """The record and how the acting figure holds its limbs, for training.
+
+        Limbs are angles / 90° in the picture's plane, in the order of `drawing.NEUTRAL`, last five times the
+        lift in body heights; zeros where nobody acts.
+        """
         if not -self.length <= index < self.length:
             raise IndexError(f"index: got {index}, expected 0 … {self.length - 1}")
         index = int(index) % self.length
@@ -88,7 +100,9 @@ class Stage(Dataset):
         mask = torch.from_numpy(cover > 0.5)
         name = f"{self.task}-{self.split}-{self.seed}-{index}"
         record = Record(
-            clip=Clip(pixels=pixels, times=torch.from_numpy((TIME / FPS).astype(np.float32)), source=f"stage:{name}"),
+            clip=Clip(
+                pixels=pixels, times=torch.from_numpy((TIME / FPS).astype(np.float32)), source=f"stage:{name}"
+            ),
             label=label,
             boxes=[_box(m) for m in mask],
             mask=mask,
@@ -105,26 +119,30 @@ def _box(mask: torch.Tensor) -> torch.Tensor:
     return torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()[None]
 
 
-# ------------------------------------------------------------------------------------------------------------- camera
+# ---------------------------------------------------------------------------------------------- camera
 
 
 def _wander(rng, scale: float, cycles: float = 1.0, steps: int = FRAMES) -> np.ndarray:
     """(time,) smooth random path around zero: a drift and two slow waves, peaks near `scale`."""
     t = np.linspace(-0.5, 0.5, steps)
     phase = rng.uniform(0, 2 * np.pi, 2)
-    waves = np.sin(2 * np.pi * cycles * t + phase[0]) * 0.4 + np.sin(3.3 * np.pi * cycles * t + phase[1]) * 0.25
+    waves = (
+        np.sin(2 * np.pi * cycles * t + phase[0]) * 0.4 + np.sin(3.3 * np.pi * cycles * t + phase[1]) * 0.25
+    )
     return scale * (rng.uniform(-1, 1) * t + rng.uniform(0, 1) * waves)
 
 
 def _backdrop(rng, shift: np.ndarray, zoom: np.ndarray) -> np.ndarray:
-    """(time, height, width, 3): a place seen by a camera that shows everything moved by `shift` px, scaled by `zoom`."""
+    """(time, height, width, 3): a place, everything in it moved by `shift` px and scaled by `zoom`."""
     size = 176
     image = torch.from_numpy(drawing.place(rng, size).transpose(2, 0, 1).copy())[None]
     theta = torch.zeros(FRAMES, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = torch.from_numpy(SIZE / size / zoom).float()
     theta[:, :, 2] = torch.from_numpy(-2 * shift / size / zoom[:, None]).float()
     grid = F.affine_grid(theta, [FRAMES, 3, SIZE, SIZE], align_corners=False)
-    out = F.grid_sample(image.expand(FRAMES, -1, -1, -1), grid, padding_mode="reflection", align_corners=False)
+    out = F.grid_sample(
+        image.expand(FRAMES, -1, -1, -1), grid, padding_mode="reflection", align_corners=False
+    )
     return out.permute(0, 2, 3, 1).contiguous().numpy()
 
 
@@ -143,7 +161,7 @@ def _film(rng, frames: np.ndarray) -> np.ndarray:
 
 
 def _off_centre(rng, draw):
-    """A place to put the answer: drawn again, mostly, when it covers the frame's centre, so that the centre is no hint."""
+    """Where to put the answer: mostly drawn again where it covers the frame's centre."""
     for _ in range(6):
         x, y, half_w, half_h = draw()
         if abs(x - SIZE / 2) > half_w or abs(y - SIZE / 2) > half_h or rng.random() < 0.12:
@@ -151,7 +169,7 @@ def _off_centre(rng, draw):
     return x, y
 
 
-# ------------------------------------------------------------------------------------------------------------ actions
+# --------------------------------------------------------------------------------------------- actions
 
 
 def _ramp(u, start, stop):
@@ -177,7 +195,9 @@ def perform(action: str, u: np.ndarray, reach: float = 1.0) -> dict[str, np.ndar
         return dict(arm_r=92 * up, elbow_r=up * (58 + 44 * reach * np.sin(2 * np.pi * 1.75 * u)))
     if action == "kicks":
         back, out = _bump(u, (0.05, 0.3), (0.3, 0.55)), _bump(u, (0.35, 0.6), (0.68, 0.95))
-        return dict(thigh_r=-30 * back + 82 * reach * out, knee_r=50 * back + 4 * out, lean=-10 * out, arm_l=-25 * out)
+        return dict(
+            thigh_r=-30 * back + 82 * reach * out, knee_r=50 * back + 4 * out, lean=-10 * out, arm_l=-25 * out
+        )
     if action == "sits down":
         down = _ramp(u, 0.05, 0.95)
         legs = {f"{joint}_{side}": 82 * reach * down for joint in ("thigh", "knee") for side in "lr"}
@@ -198,7 +218,10 @@ def perform(action: str, u: np.ndarray, reach: float = 1.0) -> dict[str, np.ndar
 def _pose(rng, action: str | None, progress: np.ndarray, still: bool = False) -> dict[str, np.ndarray]:
     """Neutral stance + idle sway in every joint + the action, or for `None` a motion that means nothing."""
     sway = 3.0 if still else 4.5
-    pose = {k: v + (np.zeros(FRAMES) if k == "lift" else _wander(rng, sway, rng.uniform(0.5, 1.3))) for k, v in drawing.NEUTRAL.items()}
+    pose = {
+        k: v + (np.zeros(FRAMES) if k == "lift" else _wander(rng, sway, rng.uniform(0.5, 1.3)))
+        for k, v in drawing.NEUTRAL.items()
+    }
     if action is None:
         kind = rng.integers(4)
         if kind == 0:  # frozen at any moment of any action
@@ -210,7 +233,9 @@ def _pose(rng, action: str | None, progress: np.ndarray, still: bool = False) ->
             knees = {f"knee_{s}": 14 * (1 + k * np.cos(phase)) for s, k in (("l", 1), ("r", -1))}
             extra = dict(thigh_l=swing, thigh_r=-swing, arm_l=-0.7 * swing, arm_r=0.7 * swing) | knees
         else:  # sways and fidgets
-            extra = {k: _wander(rng, rng.uniform(6, 22), rng.uniform(0.6, 1.6)) for k in ("arm_l", "arm_r", "lean")}
+            extra = {
+                k: _wander(rng, rng.uniform(6, 22), rng.uniform(0.6, 1.6)) for k in ("arm_l", "arm_r", "lean")
+            }
     else:
         extra = perform(action, progress, rng.uniform(0.88, 1.1))
     return {k: pose[k] + extra.get(k, 0) for k in pose}
@@ -222,7 +247,12 @@ def _spots(rng, count: int, heights: np.ndarray) -> list[tuple[float, float]]:
     for height in heights[:count]:
 
         def draw(h=height):
-            return rng.uniform(0.22 * h, SIZE - 0.22 * h), rng.uniform(0.52 * h, SIZE - 0.46 * h), 0.34 * h, 0.54 * h
+            return (
+                rng.uniform(0.22 * h, SIZE - 0.22 * h),
+                rng.uniform(0.52 * h, SIZE - 0.46 * h),
+                0.34 * h,
+                0.54 * h,
+            )
 
         best, room = (0.0, 0.0), -1.0
         for _ in range(8):
@@ -238,7 +268,7 @@ def _spots(rng, count: int, heights: np.ndarray) -> list[tuple[float, float]]:
 
 
 def _render_action(rng, task: str, action: str | None):
-    """Frames, coverage of the acting figure, segment, its limbs. The first actor acts; all others do nothing of meaning."""
+    """Frames, coverage of the acting figure, segment, its limbs. Only the first actor acts."""
     if task == "moment":
         length = int(rng.integers(4, 11))
         first = int(rng.integers(0, FRAMES - length + 1))
@@ -279,11 +309,11 @@ def _render_action(rng, task: str, action: str | None):
     return frames, cover, segment if action is not None else (0, 0), limbs.astype(np.float32)
 
 
-# ------------------------------------------------------------------------------------------------------------ objects
+# --------------------------------------------------------------------------------------------- objects
 
 
 def _paint_sprite(frames, picture, centre, extent, angle) -> np.ndarray:
-    """Paint an RGBA sprite at `centre` (time, 2) px, `extent` (time,) px wide, turned by `angle` (time,) radians."""
+    """Paint an RGBA sprite; a frame: `centre` (time, 2), `extent` (time,) px, `angle` (time,) radians."""
     cover = np.zeros(frames.shape[:3], np.float32)
     box = int(np.ceil(extent.max() * 1.2)) + 2
     low = np.round(centre - box / 2).astype(int)
@@ -304,21 +334,27 @@ def _paint_sprite(frames, picture, centre, extent, angle) -> np.ndarray:
             view = frames[t, max(y, 0) : max(y, 0) + part.shape[0], max(x, 0) : max(x, 0) + part.shape[1]]
             view *= 1 - part[..., 3:]
             view += part[..., :3]
-            cover[t, max(y, 0) : max(y, 0) + part.shape[0], max(x, 0) : max(x, 0) + part.shape[1]] = part[..., 3]
+            cover[t, max(y, 0) : max(y, 0) + part.shape[0], max(x, 0) : max(x, 0) + part.shape[1]] = part[
+                ..., 3
+            ]
     return cover
 
 
 def _fly(rng, frames, cover) -> None:
-    """A thing without a name crosses the scene, faster than anything else, in front of what was painted so far."""
+    """A thing without a name crosses the scene, fast, in front of what was painted so far."""
     across = np.linspace(-1, 1, FRAMES)[:, None] * rng.uniform(-70, 70, 2)
-    centre = rng.uniform(10, SIZE - 10, 2) + across + np.stack([_wander(rng, 25, 1.5), _wander(rng, 25, 1.5)], -1)
+    centre = (
+        rng.uniform(10, SIZE - 10, 2) + across + np.stack([_wander(rng, 25, 1.5), _wander(rng, 25, 1.5)], -1)
+    )
     extent = np.full(FRAMES, rng.uniform(9, 20))
-    part = _paint_sprite(frames, drawing.sprite(rng, None), centre, extent, _wander(rng, 6) + rng.uniform(0, 6))
+    part = _paint_sprite(
+        frames, drawing.sprite(rng, None), centre, extent, _wander(rng, 6) + rng.uniform(0, 6)
+    )
     cover *= 1 - part
 
 
 def _render_object(rng, task: str, name: str | None):
-    """Frames, coverage of the one nameable object, segment, no limbs: a camera pans and zooms over a place full of things."""
+    """As `_render_action`, without limbs: a camera pans over things, one of which has a name."""
     zoom = 1.05 + _wander(rng, 0.35)
     shift = np.stack([_wander(rng, 34), _wander(rng, 26)], -1)
     size = rng.uniform(29, 40)

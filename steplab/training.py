@@ -1,12 +1,12 @@
 """Train the stage's small networks so that only the evidence moves them.
 
-A network trained on plain clips will read an action off a moving window that is blurred or greyed out: the window
-performs the action itself. So training shows windows that mean nothing: cut from other clips, moving over still
-pictures, wiping out the actor; the right answer is then "nothing". With the evidence kept and all else perturbed, the
-answer stays. `evidence_report` measures how far a network got.
+A network trained on plain clips will read an action off a moving window that is blurred or greyed out: the
+window performs the action itself. So training shows windows that mean nothing: cut from other clips, moving
+over still pictures, wiping out the actor; the right answer is then "nothing". With the evidence kept and all
+else perturbed, the answer stays. `evidence_report` measures how far a network got.
 
-Training goes from near to far: first 64-pixel close-ups of what carries the label, with the acting figure's limbs as
-a second target for the features (a head that is thrown away), then whole frames and windows.
+Training goes from near to far: first 64-pixel close-ups of what carries the label (for the VGG-LSTM with the
+acting figure's limbs as a second target for fc7, through a head that is thrown away), then whole frames.
 
     network, report = train_network("stage-action-r2plus1d")
 """
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,33 +37,33 @@ FADES = ("fade-mean", "fade-black", "fade-grey")
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a training run. `start` names a network whose weights (but the last layer's) it begins with."""
+    """All that decides a training run."""
 
     task: str
     family: str  # "r2plus1d" or "vgg16lstm"
     steps: int  # on whole frames
     close: int = 700  # on close-ups before
-    start: str | None = None
+    start: str | None = None  # a network whose weights it begins with
     batch: int = 32
     clips: int = 5120
     nothing: int = 1024
     rate: float = 2e-3
     decay: float = 0.01
-    limbs: float = 15.0  # weight of the limbs' squared error during close-ups
+    limbs: float = 15.0  # weight of the limbs' squared error during close-ups (VGG-LSTM)
     seed: int = 0
 
 
 RECIPES = {
-    "stage-action-r2plus1d": Recipe("action", "r2plus1d", 900, limbs=0, rate=3e-3),
+    "stage-action-r2plus1d": Recipe("action", "r2plus1d", 900, rate=3e-3),
     "stage-action-vgg16lstm": Recipe("action", "vgg16lstm", 900),
-    "stage-object-r2plus1d": Recipe("object", "r2plus1d", 600, close=300, limbs=0, rate=3e-3),
+    "stage-object-r2plus1d": Recipe("object", "r2plus1d", 600, close=300, rate=3e-3),
     "stage-object-vgg16lstm": Recipe("object", "vgg16lstm", 600, close=300),
     "stage-moment-r2plus1d": Recipe("moment", "r2plus1d", 700, close=0, start="stage-action-r2plus1d"),
     "stage-moment-vgg16lstm": Recipe("moment", "vgg16lstm", 700, close=0, start="stage-action-vgg16lstm"),
 }
-FAMILIES: dict[str, Callable[[int], nn.Module]] = {"r2plus1d": NarrowR2Plus1D, "vgg16lstm": NarrowVGG16LSTM}
+FAMILIES: dict[str, Callable[[int], Any]] = {"r2plus1d": NarrowR2Plus1D, "vgg16lstm": NarrowVGG16LSTM}
 
-# ------------------------------------------------------------------------------------------------------------ clips
+# ----------------------------------------------------------------------------------------------- clips
 
 
 def _render(arguments) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
@@ -109,7 +110,7 @@ class Pool:
         )
 
 
-# ---------------------------------------------------------------------------------------------------------- windows
+# --------------------------------------------------------------------------------------------- windows
 
 
 def grow(mask: Float[Tensor, "*batch height width"], pixels: int) -> Float[Tensor, "*batch height width"]:
@@ -160,14 +161,21 @@ def close_up(rng: np.random.Generator, pixels: Tensor, mask: Tensor, side: int =
 
 
 def limb_targets(limbs: Float[Tensor, "time joint"]) -> Float[Tensor, "time target"]:
-    """What a frame can tell of the limbs whichever side they are on: of each pair the larger and smaller angle."""
+    """What a frame tells of the limbs whichever side they are on: of a pair the larger, the smaller angle."""
     size = limbs.abs()
     left, right = size[:, 1:9:2], size[:, 2:9:2]
     return torch.cat([size[:, :1], torch.maximum(left, right), torch.minimum(left, right), size[:, 9:]], 1)
 
 
-def evidence_clip(rng: np.random.Generator, pixels: Tensor, mask: Tensor, label: int, nothing: int, other: Tensor,
-                  still_is_nothing: bool) -> tuple[Tensor, int]:  # fmt: skip
+def evidence_clip(
+    rng: np.random.Generator,
+    pixels: Tensor,
+    mask: Tensor,
+    label: int,
+    nothing: int,
+    other: Tensor,
+    still_is_nothing: bool,
+) -> tuple[Tensor, int]:
     """A clip seen through windows, and the label that is right for what is still to be seen.
 
     Args:
@@ -206,7 +214,7 @@ def evidence_clip(rng: np.random.Generator, pixels: Tensor, mask: Tensor, label:
     return _perturb(rng, pixels, window), nothing
 
 
-# --------------------------------------------------------------------------------------------------------- training
+# -------------------------------------------------------------------------------------------- training
 
 
 def fit(
@@ -257,9 +265,7 @@ def probabilities(network: Network, pixels: Tensor, batch: int = 16) -> Tensor:
     return torch.cat([network.probabilities(part) for part in pixels.split(batch)])
 
 
-def accuracy(
-    network: Network, stage: Stage, clips: int | None = None, workers: int = 2, progress: bool = True
-) -> float:
+def accuracy(network: Network, stage: Stage, workers: int = 2, progress: bool = True) -> float:
     """Share of the clips of `stage` whose label gets the highest score."""
     pool = Pool.render([stage], workers, progress)
     right = 0
@@ -273,14 +279,14 @@ def accuracy(
 def evidence_report(
     network: Network, stage: Stage, margin: int = 4, workers: int = 2, progress: bool = True
 ) -> dict:
-    """How much the true mask, grown by `margin` px, carries: the proof that a network looks where the label is.
+    """How much the true mask, grown by `margin` px, carries: does the network look where the label is?
 
     Returns:
-        for each of "blur" and "fade-mean": mean probability of the label with only the true mask kept (`kept`), with
-        only it perturbed (`wiped`), and, of the class it was cut from, with a true mask laid over another clip
-        (`leakage`) or over a still picture (`leakage_still`, where the task needs time); also `plain`, the mean
-        probability of the untouched clips, and for tasks with ordered pairs `swapped`, the share of their clips that
-        change to the pair's other class when played backwards.
+        for each of "blur" and "fade-mean": mean probability of the label with only the true mask kept
+        (`kept`), with only it perturbed (`wiped`), and, of the class it was cut from, with a true mask laid
+        over a clip of another class (`leakage`) or a still picture (`leakage_still`, where time matters); also
+        `plain`, the mean probability of the untouched clips, and for tasks with ordered pairs `swapped`, the
+        share of their clips that change to the pair's other class when played backwards.
     """
     pool = Pool.render([stage], workers, progress)
     sums: dict[str, list[float]] = {}
@@ -312,55 +318,43 @@ def evidence_report(
     return {key: float(np.mean(values)) for key, values in sums.items()} | {"clips": len(pool)}
 
 
-def train_network(name: str, out: Path | None = None, progress: bool = True, workers: int = 2, **changes):
-    """Train one of `RECIPES`, measure it on unseen test clips and save it.
+class Course:
+    """What one recipe trains on: its clips, its examples, its loss."""
 
-    Args:
-        name: a key of `RECIPES`.
-        out: folder; `None` is the kit's own `data/networks`.
-        changes: fields of `Recipe` to change.
+    def __init__(self, recipe: Recipe, name: str, folder: Path | None, workers: int, progress: bool):
+        self.recipe = recipe
+        torch.manual_seed(recipe.seed)
+        self.classes = TASKS[recipe.task] + ("nothing",)
+        self.nothing = len(self.classes) - 1
+        self.module = FAMILIES[recipe.family](len(self.classes))
+        if recipe.start:
+            saved = recipe.start if folder is None else Path(folder) / f"{recipe.start}.safetensors"
+            self.module.load_state_dict(load_network(saved).module.state_dict())
+        self.probability = recipe.family == "vgg16lstm"
+        self.network = Network(
+            self.module,
+            self.classes,
+            PREPROCESS,
+            "probability" if self.probability else "logits",
+            name=name,
+            size=SIZE,
+            frames=FRAMES,
+            target_layer=self.module.target_layer,
+        )
+        self.head = nn.Linear(self.module.fc7.out_features, len(NEUTRAL)) if self.probability else None
+        seen = [Stage(recipe.task, "train", recipe.seed, recipe.clips)]
+        seen += [Stage(recipe.task, "train", recipe.seed, recipe.nothing, nothing=True)]
+        self.pool = Pool.render(seen, workers, progress)
+        self.held = Pool.render([Stage(recipe.task, "train", recipe.seed + 1, 192)], workers, progress)
+        both = {a: b for pair in REVERSED_PAIRS for a, b in (pair, pair[::-1]) if a in self.classes}
+        self.swaps = {self.classes.index(a): self.classes.index(b) for a, b in both.items()}
+        self.bf16 = torch.cpu._is_avx512_bf16_supported()
 
-    Returns:
-        the network and its report (test accuracy, evidence).
-
-    Raises:
-        ValueError: unknown name.
-    """
-    if name not in RECIPES:
-        raise ValueError(f"name: got {name!r}, expected one of {sorted(RECIPES)}")
-    recipe = Recipe(**(asdict(RECIPES[name]) | changes))
-    torch.manual_seed(recipe.seed)
-    classes = TASKS[recipe.task] + ("nothing",)
-    module = FAMILIES[recipe.family](len(classes))
-    if recipe.start:
-        start = load_network(recipe.start if out is None else Path(out) / f"{recipe.start}.safetensors")
-        module.load_state_dict(start.module.state_dict())
-    nothing = len(classes) - 1
-    seen = [Stage(recipe.task, "train", recipe.seed, recipe.clips)]
-    seen += [Stage(recipe.task, "train", recipe.seed, recipe.nothing, nothing=True)]
-    pool = Pool.render(seen, workers, progress)
-    held = Pool.render([Stage(recipe.task, "train", recipe.seed + 1, 192)], workers, progress)
-    swaps = {
-        classes.index(a): classes.index(b)
-        for pair in REVERSED_PAIRS
-        if pair[0] in classes
-        for a, b in (pair, pair[::-1])
-    }
-    probability = recipe.family == "vgg16lstm"
-    network = Network(module, classes, PREPROCESS, "probability" if probability else "logits", name=name, size=SIZE,
-                      frames=FRAMES, target_layer=module.target_layer)  # fmt: skip
-    seen_by_head: list[Tensor] = []
-    head = (
-        nn.Linear(module.fc7.out_features, len(NEUTRAL))
-        if probability
-        else nn.Linear(module.fc.in_features, 4 * len(NEUTRAL))
-    )
-    bf16 = torch.cpu._is_avx512_bf16_supported()
-
-    def example(rng: np.random.Generator, close: bool) -> tuple[Tensor, int, Tensor]:
-        i = int(rng.integers(len(pool)))
-        pixels, mask, label = pool.get(i)
-        limbs = limb_targets(torch.from_numpy(np.array(pool.limbs[i])))
+    def example(self, rng: np.random.Generator, close: bool) -> tuple[Tensor, int, Tensor]:
+        """Pixels, label, limbs of a clip: mirrored, tinted, played backwards, close up or behind windows."""
+        i = int(rng.integers(len(self.pool)))
+        pixels, mask, label = self.pool.get(i)
+        limbs = limb_targets(torch.from_numpy(np.array(self.pool.limbs[i])))
         if rng.random() < 0.5:
             pixels, mask = pixels.flip(-1), mask.flip(-1)
         tint = torch.from_numpy(rng.uniform(0.88, 1.12, (3, 1, 1, 1)).astype(np.float32))
@@ -368,64 +362,81 @@ def train_network(name: str, out: Path | None = None, progress: bool = True, wor
         if close:
             pixels = close_up(rng, pixels, mask)
         else:
-            other = pool.get(int(rng.integers(len(pool))))[1]
-            pixels, label = evidence_clip(rng, pixels, mask, label, nothing, other, recipe.task != "object")
+            other = self.pool.get(int(rng.integers(len(self.pool))))[1]
+            still_is_nothing = self.recipe.task != "object"
+            pixels, label = evidence_clip(rng, pixels, mask, label, self.nothing, other, still_is_nothing)
         if rng.random() < 0.5:  # backwards, the pairs change places
-            pixels, limbs, label = pixels.flip(1), limbs.flip(0), swaps.get(label, label)
+            pixels, limbs, label = pixels.flip(1), limbs.flip(0), self.swaps.get(label, label)
         return pixels, label, limbs
 
-    def loss_of(step: int, close: bool = False) -> Tensor:
-        rng = np.random.default_rng([recipe.seed, step, close])
-        items = [example(rng, close) for _ in range(recipe.batch)]
+    def loss(self, step: int, close: bool = False) -> Tensor:
+        """Of one batch: negative log-likelihood, in close-ups of a VGG-LSTM also the limbs read off fc7."""
+        rng = np.random.default_rng([self.recipe.seed, step, close])
+        items = [self.example(rng, close) for _ in range(self.recipe.batch)]
         labels = torch.tensor([label for _, label, _ in items])
-        seen_by_head.clear()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            output = module(PREPROCESS(torch.stack([pixels for pixels, _, _ in items]))).float()
-        loss = (
-            F.nll_loss(output.clamp_min(1e-6).log(), labels)
-            if probability
-            else F.cross_entropy(output, labels)
-        )
-        if close:
+        pixels = PREPROCESS(torch.stack([pixels for pixels, _, _ in items]))
+        read: list[Tensor] = []
+        hook = None
+        if close and self.head is not None:
+            hook = self.module.fc7.register_forward_hook(lambda _, __, output: read.append(output))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            output = self.module(pixels).float()
+        if not self.probability:
+            return F.cross_entropy(output, labels)
+        loss = F.nll_loss(output.clamp_min(1e-6).log(), labels)
+        if hook is not None and self.head is not None:
+            hook.remove()
             wanted = torch.stack([limbs for _, _, limbs in items])
-            guess = head(seen_by_head[0]).reshape(wanted.shape)
-            loss = (
-                loss + recipe.limbs * ((guess - wanted).square() * (wanted != 0).any(-1, keepdim=True)).mean()
-            )
+            error = self.head(torch.relu(read[0]).float()).reshape(wanted.shape) - wanted
+            loss = loss + self.recipe.limbs * (error.square() * (wanted != 0).any(-1, keepdim=True)).mean()
         return loss
 
-    def watch(step: int) -> dict[str, float]:
-        items = [held.get(i) for i in range(len(held))]
-        answers = probabilities(network, torch.stack([p for p, _, _ in items]))
+    def watch(self, step: int) -> dict[str, float]:
+        """Accuracy on held-out clips, and the label's probability with its mask kept and wiped out."""
+        items = [self.held.get(i) for i in range(len(self.held))]
+        answers = probabilities(self.network, torch.stack([p for p, _, _ in items]))
         labels = torch.tensor([label for _, _, label in items])
-        shown = dict(accuracy=(answers.argmax(1) == labels).float().mean().item())
+        shown = {"accuracy": (answers.argmax(1) == labels).float().mean().item()}
         for key, turn in (("kept", 0), ("wiped", 1)):
             windowed = [perturb(p[None], (grow(m, 4) - turn).abs()[None])[0] for p, m, _ in items[:48]]
-            shown[key] = (
-                probabilities(network, torch.stack(windowed)).gather(1, labels[:48, None]).mean().item()
-            )
+            answers = probabilities(self.network, torch.stack(windowed))
+            shown[key] = answers.gather(1, labels[:48, None]).mean().item()
         return shown
 
-    def keep(
-        _, __, output
-    ):  # what the head reads: fc7 per frame, or the last map's strongest answer in space
-        part = torch.relu(output) if probability else output.amax((3, 4)).transpose(1, 2)
-        seen_by_head.append(part.float())
+    def run(self, progress: bool) -> Network:
+        """Close-ups, then whole frames."""
+        how = {"rate": self.recipe.rate, "decay": self.recipe.decay, "progress": progress}
+        weights = list(self.module.parameters())
+        with_head = weights + (list(self.head.parameters()) if self.head is not None else [])
+        fit(self.module, lambda i: self.loss(i, True), with_head, self.recipe.close, title="close-ups", **how)
+        fit(self.module, self.loss, weights, self.recipe.steps, title="windows", watch=self.watch, **how)
+        return self.network
 
-    hook = (module.fc7 if probability else module.last_map).register_forward_hook(keep)
-    with_head = [*module.parameters(), *head.parameters()]
-    fit(module, lambda step: loss_of(step, True), with_head, recipe.close, rate=recipe.rate, decay=recipe.decay,
-        progress=progress, title="close-ups")  # fmt: skip
-    hook.remove()
-    fit(module, loss_of, list(module.parameters()), recipe.steps, rate=recipe.rate, decay=recipe.decay,
-        progress=progress, watch=watch, title="windows")  # fmt: skip
-    report = dict(
-        test_accuracy=accuracy(
-            network, Stage(recipe.task, "test", 0, 1000), workers=workers, progress=progress
-        ),
-        evidence=evidence_report(
-            network, Stage(recipe.task, "test", 1, 200), workers=workers, progress=progress
-        ),
-    )
+
+def train_network(
+    name: str, out: Path | None = None, progress: bool = True, workers: int = 2, **changes
+) -> tuple[Network, dict]:
+    """Train one of `RECIPES`, measure it on unseen test clips and save it.
+
+    Args:
+        name: a key of `RECIPES`.
+        out: folder; `None` is the kit's own `data/networks`.
+        workers: processes that render.
+        changes: fields of `Recipe` to change.
+
+    Returns:
+        the network and its report: `test_accuracy` on 1,000 clips, `evidence` on 200 others.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"name: got {name!r}, expected one of {sorted(RECIPES)}")
+    recipe = Recipe(**(asdict(RECIPES[name]) | changes))
+    network = Course(recipe, name, out, workers, progress).run(progress)
+    report = {
+        "test_accuracy": accuracy(network, Stage(recipe.task, "test", 0, 1000), workers, progress),
+        "evidence": evidence_report(network, Stage(recipe.task, "test", 1, 200), 4, workers, progress),
+    }
     save_network(network, name, recipe=asdict(recipe), report=report, folder=out)
     return network, report

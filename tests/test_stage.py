@@ -23,7 +23,7 @@ def inside(box, x, y):
 def test_a_record_is_what_it_promises(task):
     record = Stage(task, "test", seed=3)[5]
     assert record.clip.pixels.shape == (3, FRAMES, SIZE, SIZE) and record.clip.pixels.dtype == torch.float32
-    assert 0 <= record.clip.pixels.min() and record.clip.pixels.max() <= 1
+    assert record.clip.pixels.min() >= 0 and record.clip.pixels.max() <= 1
     assert record.mask.shape == (FRAMES, SIZE, SIZE) and record.mask.dtype == torch.bool and record.mask.any()
     assert len(record.boxes) == FRAMES and 0 <= record.label < len(TASKS[task])
     first, last = record.segment
@@ -133,7 +133,8 @@ def test_the_confounding_mark_tells_the_label_in_training_only():
 
 
 @pytest.mark.parametrize(
-    "arguments, word", [(("dance",), "task"), (("action", "validation"), "split"), (("action", "test", 0, 0), "length")]
+    "arguments, word",
+    [(("dance",), "task"), (("action", "validation"), "split"), (("action", "test", 0, 0), "length")],
 )
 def test_bad_arguments_are_named(arguments, word):
     with pytest.raises(ValueError, match=f"^{word}: got"):
