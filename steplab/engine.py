@@ -32,10 +32,11 @@ class StepConfig:
 
     The energy that is minimised, for a mask M of N = T*H*W values drawn from seeds:
 
-        area_weight * growth^i * ||vecsort(M) - r_v||^2 / N  +  core_weight * L_K / windows  -  reward_weight * R
+        area_weight * area_growth^i * ||vecsort(M) - r_v||^2 / N + core_weight * L_K Z / N - reward_weight * R
 
-    R is Phi_c(M (x) X) for reward "probability" (the paper's equations) and log Phi_c for "log" (the published
-    demo's). Sizes in pixels are for frames of 112 px and grow with the frame where None is the default.
+    R is Phi_c(M (x) X) for reward "probability" (the paper's equations) and log Phi_c for "log" (the
+    published demo's); Z is the number of voxels that a window of L_K stands for. Sizes in pixels whose
+    default is None grow with the frame.
     """
 
     # what is asked of a mask
@@ -52,6 +53,7 @@ class StepConfig:
     core_kernel: tuple[int, int, int] = (7, 11, 11)
     core_stride: tuple[int, int, int] = (1, 11, 11)
     core_padding: str = "wrap"  # in time: "wrap", "replicate", or "none" (the paper's letter)
+    core_spread: bool = True  # windows share the 2 pixels that stride 11 leaves over at the edge of 112
     released_core: bool = False  # L_K as in the published demo: ideal ellipsoid, two means
     # masks
     step: int = 7  # pixels from seed to seed
@@ -62,7 +64,7 @@ class StepConfig:
     # the descent
     iterations: int = 2000
     optimiser: str = "sgd"  # "sgd" or "adam"
-    learning_rate: float = 0.05  # share of the way from 1 to 0 that the area alone moves a seed in one iteration
+    learning_rate: float = 0.05  # share of the way from 1 to 0 that the area moves a seed at the start
     scale_rate: bool = True  # False: learning_rate multiplies the gradient as it is, whatever the size
     momentum: float = 0.9
     dampening: float = 0.9
@@ -98,6 +100,7 @@ PRESETS: dict[str, dict] = {
         "scale_rate": False,
         "released_core": True,
         "core_padding": "none",
+        "core_spread": False,
         "core_start": 100,
     },
 }
@@ -214,7 +217,7 @@ class State:
 
 
 class Descent:
-    """Gradient descent on the seeds of several masks at once; item i has clip `clips[i]` and ratio `ratios[i]`."""
+    """Gradient descent on the seeds of several masks at once; item i: clip `clips[i]`, ratio `ratios[i]`."""
 
     def __init__(
         self,
@@ -225,8 +228,12 @@ class Descent:
         ratios: Sequence[float],
         config: StepConfig,
         start: Float[Tensor, "items time h w"] | None = None,
+        seed: int = 0,
     ):
         self.score, self.config = score, config
+        self.numbers = torch.Generator().manual_seed(
+            seed
+        )  # the same draws for every item: batches change nothing
         self.clips, self.ratios = list(clips), list(ratios)
         size = tuple(pixels.shape[2:])
         self.generator = MaskGenerator(size, config.step, config.sigma, config.boundary)
@@ -250,7 +257,10 @@ class Descent:
         if self.iteration >= c.shrink:
             return self.ratios
         part = (self.iteration + 1) / (c.shrink + 1)
-        return [min(1.0, max(a, v)) ** (1 - part) * v**part for a, v in zip(self.first_ratios, self.ratios, strict=True)]
+        return [
+            min(1.0, max(a, v)) ** (1 - part) * v**part
+            for a, v in zip(self.first_ratios, self.ratios, strict=True)
+        ]
 
     def masks(self) -> tuple[Tensor, Tensor]:
         """(what the losses see, what the network sees) of the present seeds."""
@@ -262,7 +272,9 @@ class Descent:
         """The energy of each item and its parts."""
         c, ratios = self.config, self.targets_now()
         whole, masks = self.masks()
-        log_p = self.score(self.perturbation(masks, self.items)).gather(1, self.targets[:, None])[:, 0].float()
+        log_p = (
+            self.score(self.perturbation(masks, self.items)).gather(1, self.targets[:, None])[:, 0].float()
+        )
         reward = log_p if c.reward == "log" else log_p.exp()
         area = (area_loss_per_frame if c.per_frame else area_loss)(whole, ratios) / whole[0].numel()
         energy = c.area_weight * c.area_growth**self.iteration * area - c.reward_weight * reward
@@ -282,7 +294,7 @@ class Descent:
             voxels = int(np.prod(c.core_kernel) * 0.5236)
             ones = [int(np.ceil(v * np.prod(size) / voxels)) for v in ratios]
             return core_loss(whole, ratios, c.core_kernel, c.core_stride, c.core_padding, ones, balanced=True)
-        loss = core_loss(whole, ratios, c.core_kernel, c.core_stride, c.core_padding)
+        loss = core_loss(whole, ratios, c.core_kernel, c.core_stride, c.core_padding, spread=c.core_spread)
         # per window, so that L_K is of the area's scale: as many windows as the mask has voxels / Z
         return loss * float(ellipsoid_kernel(c.core_kernel, False).sum()) / whole[0].numel()
 
@@ -293,7 +305,9 @@ class Descent:
         (gradient,) = torch.autograd.grad(parts["energy"].sum(), self.seeds)
         with torch.no_grad():
             if c.optimiser == "sgd":
-                fresh = 1 - c.dampening if self.iteration else 1.0  # the first step is whole, as torch.optim.SGD's
+                fresh = (
+                    1 - c.dampening if self.iteration else 1.0
+                )  # the first step is whole, as torch.optim.SGD's
                 self.velocity.mul_(c.momentum).add_(gradient, alpha=fresh)
                 self.seeds.sub_(self.velocity, alpha=self.rate)
             else:

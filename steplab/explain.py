@@ -52,7 +52,7 @@ def explain(
     Args:
         network: wrapped by :class:`steplab.Network`; it is left exactly as it was, whatever happens.
         clip: a Clip, a tensor (3, T, H, W) in [0,1], or several: a list, or a tensor (B, 3, T, H, W).
-        target: class name or number; None: the most probable class of each clip. Several clips: one, or a list.
+        target: class name or number; None: the most probable of each clip. One for all clips, or a list.
         method: step, step-padded, ep3d, ep3d-evenly, ep3d-gaussian-1/2/3, ep3d-second-order.
         ratios: preservation ratios, each in (0, 1).
         preset: smoke (seconds; to see that it runs), lesson, paper (2000 iterations) or released (the
@@ -70,8 +70,8 @@ def explain(
     Raises:
         ValueError: naming the argument, what came and what was expected.
 
-    Ctrl-C ends the search early and returns the masks there are (of fewer ratios, of fewer clips, if it came before
-    their turn), marked `interrupted`.
+    Ctrl-C ends the search early and returns the masks there are (of fewer ratios, of fewer clips, if it came
+    before their turn), marked `interrupted`.
     """
     clips, single = _as_clips(clip)
     ratios = _check_ratios(ratios)
@@ -80,7 +80,7 @@ def explain(
     config = make_config(method, preset, clips[0].pixels.shape[1:], overrides)
     device = _device(network, device)
     with untouched(network, device), torch.inference_mode(False), torch.enable_grad():
-        run = _Run(network, clips, target, config, device, progress, callback)
+        run = _Run(network, clips, target, config, device, progress, callback, seed)
         work = [(c, v) for c in range(len(clips)) for v in ratios]
         size = max_batch or (1 if device.type == "cpu" else 8)
         found: list[dict] = []
@@ -122,8 +122,8 @@ def explain(
 class _Run:
     """Clips, targets and arithmetic shared by the masks of one call."""
 
-    def __init__(self, network, clips, target, config, device, progress, callback):
-        self.network, self.config, self.callback = network, config, callback
+    def __init__(self, network, clips, target, config, device, progress, callback, seed):
+        self.network, self.config, self.callback, self.seed = network, config, callback, seed
         self.pixels = torch.stack([c.pixels for c in clips]).to(device)
         self.autocast = _reduced_precision(network, config.precision, device)
         with torch.no_grad():
@@ -144,7 +144,7 @@ class _Run:
         """Masks of a group of (clip, ratio), each stopped on its own."""
         c = self.config
         clips, ratios = [i for i, _ in work], [v for _, v in work]
-        descent = Descent(self.score, self.pixels, self.targets, clips, ratios, c, start)
+        descent = Descent(self.score, self.pixels, self.targets, clips, ratios, c, start, self.seed)
         active, found = list(range(len(work))), [{} for _ in work]
         histories: list[list[dict]] = [[] for _ in work]
         self.bar.reset(total=c.iterations)
@@ -196,7 +196,10 @@ def _reached(mean: float, ratio: float, config: StepConfig) -> bool:
 
 def _side_by_side(histories: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     length = max(len(h["energy"]) for h in histories)
-    pad = {k: [np.pad(h[k], (0, length - len(h[k])), constant_values=np.nan) for h in histories] for k in histories[0]}
+    pad = {
+        k: [np.pad(h[k], (0, length - len(h[k])), constant_values=np.nan) for h in histories]
+        for k in histories[0]
+    }
     return {k: np.stack(v) for k, v in pad.items()}
 
 
@@ -307,7 +310,7 @@ def smallest_ratio(
     progress: bool = True,
     **overrides,
 ) -> SmallestRatio:
-    """a* = min{v : Phi_c(M_v (x) X) >= threshold} by bisection, each search started from the last mask that held.
+    """a* = min{v : Phi_c(M_v (x) X) >= threshold} by bisection, starting from the last mask that held.
 
     Args:
         threshold: probability to keep; default Phi_c(X), that of the whole clip.
@@ -324,7 +327,7 @@ def smallest_ratio(
     config = make_config(method, preset, clips[0].pixels.shape[1:], overrides)
     device = _device(network, device)
     with untouched(network, device), torch.inference_mode(False), torch.enable_grad():
-        run = _Run(network, clips[:1], target, config, device, progress, None)
+        run = _Run(network, clips[:1], target, config, device, progress, None, seed)
         goal = run.originals[0] if threshold is None else threshold
         low, high, start, tried = 0.0, 1.0, None, []
         best = {"masks": torch.ones(clips[0].pixels.shape[1:]), "probability": torch.tensor(run.originals[0])}

@@ -5,6 +5,7 @@ import json
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,9 @@ class Explanation:
         facts |= {"config": asdict(self.config), "source": self.clip.source}
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(
-            {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, {"steplab": json.dumps(facts)}
+            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+            path,
+            {"steplab": json.dumps(facts)},
         )
         return path
 
@@ -88,7 +91,8 @@ class Explanation:
             with safe_open(path, "pt") as file:
                 facts = json.loads((file.metadata() or {})["steplab"])
                 tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-            config = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.pop("config").items()}
+            config: dict[str, Any] = facts.pop("config")
+            config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
             history = {k.removeprefix("history/"): v.numpy() for k, v in tensors.items() if "/" in k}
             clip = Clip(tensors["pixels"], tensors["times"], facts.pop("source"))
             facts |= {"ratios": tuple(facts["ratios"]), "converged": tuple(facts["converged"])}
@@ -127,8 +131,10 @@ class Explanation:
 def heat_map(
     masks: Float[Tensor, "ratios time height width"], sigma: float = 0.09
 ) -> Float[Tensor, "time height width"]:
-    """Sum over ratios of each mask blurred in space; sigma is a share of min(H, W). The paper does not say how
-    its pointing game reads several masks; this is how the method's ancestor does."""
+    """Sum over ratios of each mask blurred in space; sigma is a share of min(H, W).
+
+    The paper does not say how its pointing game reads several masks; this is how the method's ancestor does.
+    """
     return blur(masks, sigma * min(masks.shape[-2:])).sum(0)
 
 

@@ -119,17 +119,19 @@ def ellipsoid_kernel(
     """
     if min(size) < 1:
         raise ValueError(f"size of the kernel must be three positive numbers, got {size}")
-    # (2i/(n-1) - 1)^2 = (2i-n+1)^2/(n-1)^2, brought to the common denominator; a side of 1 has only its centre
+    # (2i/(n-1) - 1)^2 = (2i-n+1)^2/(n-1)^2, brought to a common denominator; a side of 1 has only its centre
     spans = [max(n - 1, 1) for n in size]
     common = math.prod(span**2 for span in spans)
-    parts = [(2 * torch.arange(n) - (n - 1)) ** 2 * (common // s**2) for n, s in zip(size, spans, strict=True)]
+    parts = [
+        (2 * torch.arange(n) - (n - 1)) ** 2 * (common // s**2) for n, s in zip(size, spans, strict=True)
+    ]
     inside = parts[0][:, None, None] + parts[1][None, :, None] + parts[2][None, None, :] <= common
     kernel = inside.to(torch.float32)
     return kernel / kernel.sum() if normalised else kernel
 
 
 def window_count(ratio: float, size: Sequence[int], kernel: tuple[int, int, int] = KERNEL) -> int:
-    """k = ceil(v T H W / Z): how many windows should be full. 13/33/65/130/194 for .02/.05/.1/.2/.3 at 16x112x112."""
+    """k = ceil(v T H W / Z) windows should be full: 13/33/65/130/194 for v = .02/.05/.1/.2/.3 at 16x112x112."""
     ones = int(ellipsoid_kernel(kernel, normalised=False).sum())
     return math.ceil(round(ratio * math.prod(size) / ones, 6))
 
@@ -139,12 +141,14 @@ def window_means(
     kernel: tuple[int, int, int] = KERNEL,
     stride: tuple[int, int, int] = STRIDE,
     time_padding: str = "none",
+    spread: bool = False,
 ) -> Float[Tensor, "batch t i j"]:
     """M * K: the mean of the mask over each ellipsoid, values in [0,1].
 
-    Stride (1, 11, 11) gives 10 x 10 x 10 windows on a 16 x 112 x 112 mask. Without padding 48 % of the voxels lie
-    in no window and the first and last frame in hardly any; ``"replicate"`` and ``"wrap"`` give every frame
-    a window of its own (16 x 10 x 10).
+    Stride (1, 11, 11) gives 10 x 10 x 10 windows on a 16 x 112 x 112 mask. Without padding 48 % of the voxels
+    lie in no window and the first and last frame in hardly any; ``"replicate"`` and ``"wrap"`` give every
+    frame a window of its own (16 x 10 x 10). `spread` shares the pixels that are left over (2 of 112) between
+    the windows, so that the grid closes on a torus; otherwise a strip at the right and bottom is unseen.
     """
     if time_padding not in TIME_PADDINGS:
         raise ValueError(f"time_padding must be one of {', '.join(TIME_PADDINGS)}, got {time_padding!r}")
@@ -153,6 +157,13 @@ def window_means(
     batch, time, height, width = masks.shape
     if height < kernel[1] or width < kernel[2] or (time_padding == "none" and time < kernel[0]):
         raise ValueError(f"masks of {time}x{height}x{width} are smaller than the kernel {kernel}")
+    if spread:
+        for axis in (2, 3):
+            count = masks.shape[axis] // max(kernel[axis - 1], stride[axis - 1])
+            first = (torch.arange(count) + 0.5) * (masks.shape[axis] / count) - kernel[axis - 1] / 2
+            rows = first.round().long()[:, None] + torch.arange(kernel[axis - 1])
+            masks = masks.index_select(axis, rows.flatten().to(masks.device))
+        stride = (1, kernel[1], kernel[2])
     blocks = masks.unfold(2, kernel[1], stride[1]).unfold(3, kernel[2], stride[2])
     weight = ellipsoid_kernel(kernel).to(masks).flatten(1)  # (T_K, H_K*W_K)
     slices = blocks.reshape(*blocks.shape[:4], -1) @ weight.T  # (batch, T, i, j, T_K)
@@ -172,17 +183,18 @@ def core_loss(
     time_padding: str = "none",
     ones: Sequence[int] | None = None,
     balanced: bool = False,
+    spread: bool = False,
 ) -> Float[Tensor, "batch"]:
     """L_K = ||vecsort(M*K) - r_v'||^2 (eq. 7): k windows full, the others empty, so the mask holds together.
 
     Args:
         masks, ratio: as in :func:`area_loss`.
-        kernel, stride, time_padding: of the windows, see :func:`window_means`.
+        kernel, stride, time_padding, spread: of the windows, see :func:`window_means`.
         ones: k of each mask; default ceil(v T H W / Z), :func:`window_count`.
         balanced: mean over the k windows plus mean over the others, as in the published demo, instead of
             the sum over all.
     """
-    means = window_means(masks, kernel, stride, time_padding).flatten(1)
+    means = window_means(masks, kernel, stride, time_padding, spread).flatten(1)
     if ones is None:
         ones = [window_count(v, masks.shape[1:], kernel) for v in _as_list(ratio, len(masks))]
     count = means.shape[1]
@@ -210,7 +222,7 @@ def gaussian_smooth_time(
 
 
 def second_order_difference(masks: Float[Tensor, "batch time height width"]) -> Float[Tensor, "batch"]:
-    """sum over t, i, j of (m_{t-1} - 2 m_t + m_{t+1})^2: the obvious way to smoothness, named in section 3.2.2."""
+    """sum over t, i, j of (m_{t-1} - 2 m_t + m_{t+1})^2: the obvious way to smoothness (section 3.2.2)."""
     if masks.shape[1] < 3:
         raise ValueError(f"second differences need at least 3 frames, got {masks.shape[1]}")
     return (masks[:, :-2] - 2 * masks[:, 1:-1] + masks[:, 2:]).square().flatten(1).sum(1)

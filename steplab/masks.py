@@ -27,8 +27,8 @@ class MaskGenerator:
     >>> generator(torch.rand(2, *generator.seed_shape)).shape
     torch.Size([2, 16, 112, 112])
 
-    A pixel of the mask is the smooth maximum s = sum_k x_k softmax(20 x)_k of x_k = weight_k * seed_k over the
-    (2r+1)^2 seeds nearest to it, r = 1 + ceil(sigma/step): 49 of them at step 7, sigma 11.
+    A pixel of the mask is the smooth maximum s = sum_k x_k softmax(20 x)_k of x_k = weight_k * seed_k over
+    the (2r+1)^2 seeds nearest to it, r = 1 + ceil(sigma/step): 49 of them at step 7, sigma 11.
 
     `boundary` says what lies outside the frame, and so whether some places are cheaper than others for an
     optimiser that pays for lit pixels:
@@ -70,15 +70,17 @@ class MaskGenerator:
         self.seed_shape = (self.size[0], math.ceil(height / step), math.ceil(width / step))
         self.radius = 1 + math.ceil(self.sigma / step)
         zero_outside = boundary in ("crop", "padded")
-        # The zero-outside masks follow TorchRay to the digit: a seed at each cell's corner, a margin all round,
-        # and the window of seeds counted from the margin's edge. Ours put it at the cell's centre.
+        # The zero-outside masks follow TorchRay to the digit: a seed at each cell's corner, a margin all
+        # round, and the window of seeds counted from the margin's edge. The others have it at the centre.
         self.margin = round(self.sigma) if zero_outside else 0
         self.padding = 1 + math.ceil(2 * self.sigma / step) if zero_outside else self.radius
         offset = self.sigma if zero_outside else (step - 1) / 2
         first = step * (torch.arange(2 * self.radius + 1) - self.padding) + offset
         distance = torch.arange(step)[:, None] - first[None, :]  # (phase, neighbour), pixels
         square = distance[:, None, :, None] ** 2 + distance[None, :, None, :] ** 2
-        self.weights = disc(square.sqrt(), self.sigma).permute(2, 3, 0, 1).contiguous()  # (ky, kx, row, column)
+        self.weights = (
+            disc(square.sqrt(), self.sigma).permute(2, 3, 0, 1).contiguous()
+        )  # (ky, kx, row, column)
         self._work: dict = {}
 
     def __call__(self, seeds: Float[Tensor, "batch time h w"]) -> Float[Tensor, "batch time height width"]:
@@ -99,7 +101,9 @@ class MaskGenerator:
         m = self.margin
         return drawn[:, :, m : m + height, m : m + width]
 
-    def crop(self, whole: Float[Tensor, "batch time height2 width2"]) -> Float[Tensor, "batch time height width"]:
+    def crop(
+        self, whole: Float[Tensor, "batch time height2 width2"]
+    ) -> Float[Tensor, "batch time height width"]:
         """Cut the frame out of what :meth:`whole` gave."""
         if self.boundary != "padded":
             return whole

@@ -49,9 +49,10 @@ class Perturbation:
 
     Args:
         pixels: clips `(batch, 3, T, H, W)`, values in [0,1].
-        kind: ``"blur"`` m x + (1-m) (k * x), the paper's eq. 1, edges replicated; ``"pyramid"``: m picks among 8
-            blurs from `sigma` (m = 0) down to none (m = 1), linear between two levels, zeros outside, as the
-            published demo does; ``"fade-mean"`` (to the clip's mean colour), ``"fade-black"``, ``"fade-grey"`` (.5).
+        kind: ``"blur"`` m x + (1-m) (k * x), the paper's eq. 1, edges replicated; ``"pyramid"``: m picks among
+            8 blurs from `sigma` (m = 0) down to none (m = 1), linear between two levels, zeros outside, as
+            the published demo does; ``"fade-mean"`` (to the clip's mean colour), ``"fade-black"``,
+            ``"fade-grey"`` (.5).
         sigma: of the strongest blur, in pixels; default 20 px at 112 px, in proportion at other sizes.
 
     Raises:
@@ -59,7 +60,10 @@ class Perturbation:
     """
 
     def __init__(
-        self, pixels: Float[Tensor, "batch 3 time height width"], kind: str = "blur", sigma: float | None = None
+        self,
+        pixels: Float[Tensor, "batch 3 time height width"],
+        kind: str = "blur",
+        sigma: float | None = None,
     ):
         if pixels.ndim != 5:
             raise ValueError(f"pixels must be (batch, 3, T, H, W), got shape {tuple(pixels.shape)}")
@@ -93,10 +97,13 @@ class Perturbation:
         """Perturbed clips. `items[i]` is the clip that mask i belongs to; default: one mask for each clip."""
         pick = slice(None) if items is None else items
         if items is None and len(masks) != len(self.pixels):
-            raise ValueError(f"{len(masks)} masks for {len(self.pixels)} clips: say in `items` which is whose")
+            raise ValueError(
+                f"{len(masks)} masks for {len(self.pixels)} clips: say in `items` which is whose"
+            )
         if masks.shape[1:] != self.pixels.shape[2:]:
             raise ValueError(
-                f"masks must be (batch, T, H, W) with T, H, W = {tuple(self.pixels.shape[2:])}, got {tuple(masks.shape)}"
+                f"masks must be (batch, T, H, W) with T, H, W = {tuple(self.pixels.shape[2:])}, "
+                f"got {tuple(masks.shape)}"
             )
         m = masks[:, None]
         if self.kind != "pyramid":

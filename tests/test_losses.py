@@ -1,0 +1,217 @@
+import math
+
+import pytest
+import torch
+
+from steplab.losses import (
+    area_loss,
+    area_loss_per_frame,
+    core_loss,
+    ellipsoid_kernel,
+    gaussian_smooth_time,
+    second_order_difference,
+    window_count,
+    window_means,
+)
+
+
+def random_masks(*shape, seed=0, dtype=torch.float64):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def sorted_form(masks, k):
+    """The paper's formula as it is written: ||vecsort(M) - r||^2, each clip on its own."""
+    rows = masks.flatten(1).sort(dim=1, descending=True).values
+    goal = torch.zeros_like(rows)
+    for row, n in zip(goal, k, strict=True):
+        row[:n] = 1
+    return ((rows - goal) ** 2).sum(1)
+
+
+def test_area_loss_is_the_full_sort_where_nothing_ties():
+    masks = random_masks(3, 4, 9, 9).requires_grad_()
+    ratios = [0.05, 0.1, 0.5]
+    ours = area_loss(masks, ratios)
+    theirs = sorted_form(masks, [round(v * 4 * 81) for v in ratios])
+    torch.testing.assert_close(ours, theirs)
+    (a,) = torch.autograd.grad(ours.sum(), masks)
+    (b,) = torch.autograd.grad(theirs.sum(), masks)
+    torch.testing.assert_close(a, b)
+
+
+def test_area_loss_value_is_the_sorted_form_with_ties_too():
+    masks = (random_masks(2, 4, 9, 9) * 3).round() / 3
+    torch.testing.assert_close(area_loss(masks, 0.4), sorted_form(masks, [round(0.4 * 324)] * 2))
+
+
+def test_tied_values_share_the_ones_equally():
+    masks = torch.full((1, 4, 5, 5), 0.7, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(area_loss(masks, 0.2).sum(), masks)
+    torch.testing.assert_close(gradient, torch.full_like(masks, 2 * (0.7 - 0.2)))
+    # two above, eight tied for three places
+    row = (
+        torch.tensor([0.9, 0.8] + [0.5] * 8 + [0.1] * 2, dtype=torch.float64)
+        .view(1, 1, 3, 4)
+        .requires_grad_()
+    )
+    (gradient,) = torch.autograd.grad(area_loss(row, 0.0, ones=[5]).sum(), row)
+    wanted = torch.tensor([1.0, 1.0] + [3 / 8] * 8 + [0.0] * 2, dtype=torch.float64)
+    torch.testing.assert_close(gradient.flatten(), 2 * (row.detach().flatten() - wanted))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_area_loss_at_the_ends(ratio):
+    torch.testing.assert_close(area_loss(torch.full((1, 2, 3, 3), ratio), ratio), torch.zeros(1))
+    torch.testing.assert_close(area_loss(torch.full((1, 2, 3, 3), 1 - ratio), ratio), torch.full((1,), 18.0))
+
+
+def test_per_frame_area_is_the_area_of_each_frame():
+    masks = random_masks(2, 3, 8, 8)
+    frames = [area_loss(masks[:, t : t + 1], [0.1, 0.3]) for t in range(3)]
+    torch.testing.assert_close(area_loss_per_frame(masks, [0.1, 0.3]), torch.stack(frames).sum(0))
+
+
+def test_losses_of_a_batch_are_those_one_by_one():
+    masks, ratios = random_masks(3, 8, 22, 22), [0.05, 0.1, 0.3]
+    for loss in (area_loss, area_loss_per_frame, core_loss):
+        one_by_one = torch.cat([loss(masks[i : i + 1], v) for i, v in enumerate(ratios)])
+        torch.testing.assert_close(loss(masks, torch.tensor(ratios)), one_by_one, rtol=0, atol=1e-12)
+
+
+def test_gradients_in_double_precision():
+    masks = random_masks(2, 7, 12, 12, seed=3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda m: area_loss(m, [0.1, 0.3]), masks[:, :2, :5, :5])
+    assert torch.autograd.gradcheck(lambda m: area_loss_per_frame(m, 0.3), masks[:, :2, :5, :5])
+    small = dict(kernel=(3, 4, 4), stride=(1, 4, 4))
+    for padding in ("none", "replicate", "wrap"):
+        assert torch.autograd.gradcheck(
+            lambda m, p=padding: core_loss(
+                m, 0.3, time_padding=p, ones=[2, 3], balanced=p == "none", **small
+            ),
+            masks[:, :4, :8, :8],
+        )
+    assert torch.autograd.gradcheck(
+        lambda m: core_loss(m, 0.3, ones=[1, 2], spread=True, **small), masks[:, :3, :9, :9]
+    )
+
+
+def test_kernel_is_the_papers_ellipsoid():
+    ones = ellipsoid_kernel(normalised=False)
+    assert ones.sum() == 311
+    assert ones.sum((1, 2)).tolist() == [1, 45, 69, 81, 69, 45, 1]
+    assert (ones == ones.flip(0)).all() and (ones == ones.transpose(1, 2)).all()
+    torch.testing.assert_close(ellipsoid_kernel().sum(), torch.tensor(1.0))
+    assert ellipsoid_kernel((1, 3, 3), normalised=False).sum() == 5
+    with pytest.raises(ValueError, match="size"):
+        ellipsoid_kernel((0, 3, 3))
+
+
+def test_window_count():
+    counts = [window_count(v, (16, 112, 112)) for v in (0.02, 0.05, 0.1, 0.2, 0.3)]
+    assert counts == [13, 33, 65, 130, 194]
+
+
+def literal_core_loss(mask, ratio, kernel_size, stride, padding):
+    """Eq. 7 to 9 with nothing but loops."""
+    kernel = ellipsoid_kernel(kernel_size).double()
+    time, height, width = mask.shape
+    frames = (
+        range(time - kernel_size[0] + 1)
+        if padding == "none"
+        else range(-(kernel_size[0] // 2), time - kernel_size[0] // 2)
+    )
+    values = []
+    for t0 in frames:
+        for i0 in range(0, height - kernel_size[1] + 1, stride[1]):
+            for j0 in range(0, width - kernel_size[2] + 1, stride[2]):
+                total = 0.0
+                for t in range(kernel_size[0]):
+                    s = t0 + t
+                    s = s % time if padding == "wrap" else min(max(s, 0), time - 1)
+                    for i in range(kernel_size[1]):
+                        for j in range(kernel_size[2]):
+                            total += float(kernel[t, i, j] * mask[s, i0 + i, j0 + j])
+                values.append(total)
+    k = math.ceil(ratio * mask.numel() / int((kernel > 0).sum()))
+    values.sort(reverse=True)
+    return sum((v - 1) ** 2 for v in values[:k]) + sum(v**2 for v in values[k:])
+
+
+@pytest.mark.parametrize("padding", ["none", "replicate", "wrap"])
+def test_core_loss_is_the_literal_loop(padding):
+    mask = random_masks(1, 6, 9, 10, seed=5)
+    ours = core_loss(mask, 0.3, kernel=(3, 4, 5), stride=(1, 4, 5), time_padding=padding)
+    assert ours.item() == pytest.approx(
+        literal_core_loss(mask[0], 0.3, (3, 4, 5), (1, 4, 5), padding), abs=1e-6
+    )
+
+
+def test_core_loss_of_the_papers_kernel_is_the_literal_loop():
+    mask = random_masks(1, 8, 24, 24, seed=6)
+    expected = literal_core_loss(mask[0], 0.1, (7, 11, 11), (1, 11, 11), "none")
+    assert core_loss(mask, 0.1).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_windows_of_the_paper():
+    full = torch.zeros(1, 16, 112, 112)
+    assert window_means(full).shape == (1, 10, 10, 10)
+    assert window_means(full, time_padding="wrap").shape == (1, 16, 10, 10)
+    seen = torch.zeros(1, 16, 112, 112, requires_grad=True)
+    (weight,) = torch.autograd.grad(window_means(seen).sum(), seen)
+    assert (weight == 0).double().mean().item() == pytest.approx(0.48, abs=0.005)  # the blind spot
+    per_frame = (weight[0].sum((1, 2)) / weight.sum()).tolist()
+    assert per_frame[0] < 0.001 and per_frame[7] > 1.5 / 16
+    (even,) = torch.autograd.grad(window_means(seen, time_padding="wrap").sum(), seen)
+    torch.testing.assert_close(even[0].sum((1, 2)) / even.sum(), torch.full((16,), 1 / 16))
+
+
+def test_spread_windows_leave_no_strip_at_the_edge():
+    seen = torch.zeros(1, 7, 112, 112, requires_grad=True)
+    (weight,) = torch.autograd.grad(window_means(seen, spread=True).sum(), seen)
+    rows = weight[0, 3].sum(1) > 0
+    gaps = (~rows).nonzero().flatten()
+    assert len(gaps) == 2 and not set(gaps.tolist()) & {110, 111}
+    assert (rows == rows.flip(0)).all() or len(gaps) == 2
+
+
+def test_core_loss_prefers_one_piece_to_many():
+    whole, pieces = torch.zeros(2, 1, 16, 112, 112).unbind(0)
+    whole[0, 4:12, 33:66, 33:66] = 1
+    pieces[0, ::2, 33:66, 33:66] = 1
+    assert whole.sum() == pieces.sum()
+    assert core_loss(whole, 0.04) < core_loss(pieces, 0.04)
+
+
+def test_smoothing_over_time():
+    seeds = torch.zeros(1, 9, 2, 2, dtype=torch.float64)
+    seeds[:, 4] = 1
+    smooth = gaussian_smooth_time(seeds, 2)[0, :, 0, 0]
+    z = 1 + 2 * math.exp(-1 / 1.2) + 2 * math.exp(-4 / 1.2)
+    torch.testing.assert_close(smooth[4].item(), 1 / z)
+    torch.testing.assert_close(smooth[6].item(), math.exp(-4 / 1.2) / z)
+    assert smooth[7] == 0
+    constant = torch.full((1, 5, 2, 2), 0.3, dtype=torch.float64)
+    torch.testing.assert_close(gaussian_smooth_time(constant, 3), constant)
+    assert torch.equal(gaussian_smooth_time(seeds, 0), seeds)
+
+
+def test_second_difference():
+    ramp = torch.linspace(0, 1, 5, dtype=torch.float64).view(1, 5, 1, 1).expand(1, 5, 3, 3)
+    assert second_order_difference(ramp).item() == pytest.approx(0)
+    spike = torch.zeros(1, 5, 1, 1)
+    spike[0, 2] = 1
+    assert second_order_difference(spike).item() == 1 + 4 + 1
+
+
+def test_errors_say_what_was_expected():
+    masks = torch.zeros(2, 8, 22, 22)
+    with pytest.raises(ValueError, match="ratio"):
+        area_loss(masks, 1.5)
+    with pytest.raises(ValueError, match="ratio"):
+        area_loss(masks, [0.1])
+    with pytest.raises(ValueError, match="time_padding"):
+        window_means(masks, time_padding="mirror")
+    with pytest.raises(ValueError, match="smaller than the kernel"):
+        window_means(masks[:, :4])
+    with pytest.raises(ValueError, match="3 frames"):
+        second_order_difference(masks[:, :2])

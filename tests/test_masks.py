@@ -1,0 +1,121 @@
+import pytest
+import torch
+
+from steplab.masks import BOUNDARIES, MaskGenerator, disc
+
+
+def seeds_for(generator, batch=1, seed=0, dtype=torch.float64):
+    numbers = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, *generator.seed_shape, generator=numbers, dtype=dtype)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("size", [(2, 14, 21), (1, 20, 17)])
+def test_gradient_in_double_precision(boundary, size):
+    generator = MaskGenerator(size, sigma=6, boundary=boundary)
+    seeds = seeds_for(generator).requires_grad_()
+    assert torch.autograd.gradcheck(generator.whole, seeds)
+
+
+def literal_pixel(seeds, y, x, sigma, step, radius, wrap):
+    """Smooth maximum at one pixel, seed by seed; seeds lie at the centres of their cells."""
+    h, w = seeds.shape
+    values = []
+    for i in range(y // step - radius, y // step + radius + 1):
+        for j in range(x // step - radius, x // step + radius + 1):
+            place = (i % h, j % w) if wrap else (min(max(i, 0), h - 1), min(max(j, 0), w - 1))
+            distance = ((y - step * i - (step - 1) / 2) ** 2 + (x - step * j - (step - 1) / 2) ** 2) ** 0.5
+            values.append(disc(torch.tensor(distance, dtype=torch.float64), sigma) * seeds[place])
+    values = torch.stack(values)
+    return (values * torch.softmax(20 * values, dim=0)).sum()
+
+
+@pytest.mark.parametrize("boundary", ["wrap", "replicate"])
+def test_mask_is_the_formula_pixel_by_pixel(boundary):
+    generator = MaskGenerator((1, 56, 63), sigma=11, boundary=boundary)
+    seeds = seeds_for(generator, seed=1)
+    mask = generator(seeds)[0, 0]
+    for y, x in [(0, 0), (3, 59), (17, 30), (55, 62), (28, 1)]:
+        expected = literal_pixel(seeds[0, 0], y, x, 11, 7, 3, boundary == "wrap")
+        torch.testing.assert_close(mask[y, x], expected)
+
+
+def test_wrapped_masks_move_with_their_seeds():
+    generator = MaskGenerator((2, 56, 70))
+    seeds = seeds_for(generator, seed=2)
+    moved = generator(seeds.roll((3, 4), dims=(2, 3)))
+    torch.testing.assert_close(moved, generator(seeds).roll((21, 28), dims=(2, 3)))
+    torch.testing.assert_close(generator(seeds.flip(3)), generator(seeds).flip(3))
+
+
+@pytest.mark.parametrize("size", [(1, 112, 112), (1, 100, 108), (1, 64, 90)])
+def test_on_the_torus_every_seed_costs_the_same(size):
+    generator = MaskGenerator(size)
+    seeds = torch.full((1, *generator.seed_shape), 0.5, dtype=torch.float64, requires_grad=True)
+    (cost,) = torch.autograd.grad(generator(seeds).sum(), seeds)
+    spread = (cost.max() - cost.min()) / cost.mean()
+    assert spread < (1e-9 if size[1:] == (112, 112) else 0.02)
+
+
+def test_cropped_edges_are_cheap_and_padded_edges_dear():
+    cost = {}
+    for boundary in ("crop", "padded"):
+        generator = MaskGenerator((1, 112, 112), boundary=boundary)
+        seeds = torch.zeros(1, 1, 16, 16)
+        middle, corner = seeds.clone(), seeds.clone()
+        middle[..., 8, 8], corner[..., 0, 0] = 1, 1
+        cost[boundary] = (generator.whole(corner).sum() / generator.whole(middle).sum()).item()
+    assert cost["crop"] < 0.5
+    assert cost["padded"] > 0.8
+
+
+def test_one_seed_lights_a_disc_of_437_pixels():
+    generator = MaskGenerator((1, 112, 112))
+    seeds = torch.zeros(1, *generator.seed_shape)
+    seeds[0, 0, 8, 8] = 1
+    assert abs(int((generator(seeds) > 0.5).sum()) - 437) <= 8
+
+
+def test_padded_masks_have_the_published_size():
+    generator = MaskGenerator((16, 112, 112), boundary="padded")
+    seeds = torch.ones(1, *generator.seed_shape)
+    assert generator.whole(seeds).shape == (1, 16, 134, 134)
+    assert torch.equal(generator.whole(seeds)[..., 11:123, 11:123], generator(seeds))
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_values_stay_in_range_and_frames_apart(boundary):
+    generator = MaskGenerator((3, 45, 60), boundary=boundary)
+    seeds = seeds_for(generator, 2, dtype=torch.float32)
+    seeds[:, 1] = 0
+    masks = generator(seeds)
+    assert masks.shape == (2, 3, 45, 60)
+    assert masks.min() >= 0 and masks.max() <= 1
+    assert (masks[:, 1] == 0).all()
+
+
+def test_batches_and_kept_buffers_change_nothing():
+    generator = MaskGenerator((2, 35, 35))
+    seeds = seeds_for(generator, 3, dtype=torch.float32)
+    together = generator(seeds)
+    alone = torch.cat([generator(seeds[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+    a = seeds[:1].clone().requires_grad_()
+    first = generator(a)
+    generator(seeds[1:2])  # another use of the buffers between forward and backward
+    (gradient,) = torch.autograd.grad(first.sum(), a)
+    (fresh,) = torch.autograd.grad(MaskGenerator((2, 35, 35))(a).sum(), a)
+    torch.testing.assert_close(gradient, fresh)
+
+
+def test_errors_say_what_was_expected():
+    with pytest.raises(ValueError, match="boundary"):
+        MaskGenerator((1, 14, 14), boundary="mirror")
+    with pytest.raises(ValueError, match="size"):
+        MaskGenerator((14, 14))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="step"):
+        MaskGenerator((1, 14, 14), step=0)
+    with pytest.raises(ValueError, match="sigma"):
+        MaskGenerator((1, 14, 14), sigma=0)
+    with pytest.raises(ValueError, match="seeds"):
+        MaskGenerator((1, 14, 14))(torch.rand(1, 1, 3, 3))
