@@ -17,6 +17,9 @@ from . import __version__
 # and shows its traceback.
 _EXPECTED = (ValueError, OSError, ImportError)
 
+# Networks that see all of a frame, squeezed to a square; the others cut out its centre.
+_WHOLE_FRAME = ("imagenet-consensus",)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 when it did its work, 1 when a notebook failed, 2 on bad input, 130 after Ctrl-C."""
@@ -116,9 +119,12 @@ def _explain(options) -> int:
     from .explain import explain
     from .networks import load_network
 
+    _check_device(options.device)
     network = load_network(options.network)
-    frames = options.frames or network.frames or 16
-    clip = read_clip(options.video, frames, network.size or 112, start=options.start, stop=options.stop)
+    frames = (network.frames or 16) if options.frames is None else options.frames
+    fit = "stretch" if network.name in _WHOLE_FRAME else "crop"
+    part = {"start": options.start, "stop": options.stop}
+    clip = read_clip(options.video, frames, network.size or 112, fit=fit, **part)
     target = _label(network, clip, options.target)
     out = options.out or Path("runs") / Path(options.video).stem
     out.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
@@ -152,6 +158,15 @@ def _explain(options) -> int:
     for path in written:
         print(f"wrote {path}")
     return 0
+
+
+def _check_device(name: str | None):
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: got {name!r}: {str(error).splitlines()[0]}") from error
 
 
 def _label(network, clip, wanted: str | None) -> int:

@@ -94,19 +94,22 @@ def read_clip(
     *,
     start: float | None = None,
     stop: float | None = None,
+    fit: str = "crop",
 ) -> Clip:
     """Read a video file as a clip: of each of `frames` equal stretches of time, the frame in its middle.
 
     Sampling goes by presentation time, so a variable frame rate does not bend time; a video with fewer
-    frames than asked for repeats some. Pixels are turned as the file's display matrix says and made square;
-    the shorter side is resized to `size` with antialiasing and the centre is cut out. However long the video
-    and large its frames, only `frames` small ones are held.
+    frames than asked for repeats some. Pixels are turned as the file's display matrix says and made square,
+    then resized with antialiasing. However long the video and large its frames, only `frames` small ones are
+    held.
 
     Args:
         path: a file that PyAV can decode (mp4, avi, webm, mkv, gif ...).
         frames: how many frames the clip gets.
         size: height and width of the clip, pixels.
         start, stop: the part to read, seconds from the first frame; by default all of it.
+        fit: "crop": the shorter side becomes `size` and the centre is cut out; "stretch": the whole frame is
+            squeezed to a square.
 
     Raises:
         ClipError: no such file, not a video, sound only, nothing decodes, an empty part, or a file that
@@ -118,6 +121,8 @@ def read_clip(
     path = Path(path)
     if frames < 1 or size < 1:
         raise ClipError(f"frames, size: got {frames} and {size}, expected whole numbers of at least 1")
+    if fit not in ("crop", "stretch"):
+        raise ClipError(f"fit: got {fit!r}, expected 'crop' or 'stretch'")
     if not path.is_file():
         raise ClipError(
             f"path: {str(path)!r} is {'a folder' if path.is_dir() else 'not there'}, expected a video"
@@ -134,7 +139,9 @@ def read_clip(
         if stop is None:
             table.check_complete(path.name)
         middles = begin + (np.arange(frames) + 0.5) * (end - begin) / frames
-        pictures, times, damaged = _decode(path, table, middles, lambda f: _to_pixels(f, table.aspect, size))
+        pictures, times, damaged = _decode(
+            path, table, middles, lambda f: _to_pixels(f, table.aspect, size, fit)
+        )
     except (av.error.FFmpegError, OSError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ClipError(f"{path.name}: not a video that can be read ({reason})") from error
@@ -275,8 +282,8 @@ def _decode(path: Path, table: _Index, middles: np.ndarray, convert: Callable):
     return pictures, times, damaged
 
 
-def _to_pixels(frame, aspect: float, size: int) -> Float[Tensor, "3 size size"]:
-    """One decoded frame as upright RGB in [0, 1], shorter side resized, centre cut out."""
+def _to_pixels(frame, aspect: float, size: int, fit: str) -> Float[Tensor, "3 size size"]:
+    """One decoded frame as an upright square of RGB in [0, 1]."""
     shrink = max(1.0, min(frame.width, frame.height) / (_HEADROOM * size))
     width, height = max(1, round(frame.width / shrink)), max(1, round(frame.height / shrink))
     picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
@@ -288,7 +295,7 @@ def _to_pixels(frame, aspect: float, size: int) -> Float[Tensor, "3 size size"]:
     if turns % 2:
         width, height = height, width
     scale = size / min(width, height)
-    shape = (max(size, round(height * scale)), max(size, round(width * scale)))
+    shape = (size, size) if fit == "stretch" else (round(height * scale), round(width * scale))
     pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
     pixels = F.interpolate(pixels, shape, mode="bilinear", antialias=True, align_corners=False)[0]
     top, left = (shape[0] - size) // 2, (shape[1] - size) // 2

@@ -23,7 +23,7 @@ from .losses import (
 )
 from .masks import MaskGenerator
 from .networks import Network
-from .perturb import Perturbation
+from .perturb import KINDS, Perturbation
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,7 @@ def make_config(method: str, preset: str, size: Sequence[int], overrides: dict) 
         ("reward", ("log", "probability")),
         ("optimiser", ("sgd", "adam")),
         ("precision", ("auto", "float32", "bfloat16")),
+        ("perturbation", KINDS),
     ):
         if getattr(config, name) not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")

@@ -6,12 +6,16 @@ import inspect
 import os
 from pathlib import Path
 
-import jaxtyping
-import pytest
-import torch
+# Idle threads sleep instead of spinning, which on a busy machine takes the time that others work in. Read
+# once, when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 torch.set_num_threads(2)
-os.environ.setdefault("MPLBACKEND", "Agg")
 
 
 def _check_shapes():

@@ -122,6 +122,16 @@ def test_shorter_side_is_resized_and_the_centre_cut_out(tmp_path):
     assert read_clip(make_video(tmp_path / "tall.mp4", [tall] * 2), size=30).pixels.mean() > 0.95
 
 
+def test_stretching_keeps_the_whole_frame(tmp_path):
+    picture = np.zeros((60, 120, 3), np.uint8)
+    picture[:, 30:90] = 255
+    path = make_video(tmp_path / "wide.mp4", [picture] * 2)
+    pixels = read_clip(path, size=40, fit="stretch").pixels
+    assert pixels.shape[2:] == (40, 40) and abs(pixels.mean() - 0.5) < 0.03
+    with pytest.raises(ClipError, match="fit.*'crop' or 'stretch'"):
+        read_clip(path, fit="squeeze")
+
+
 def test_fine_stripes_average_out(tmp_path):
     """Without antialiasing stripes one pixel wide would alias to a pattern; with it they turn grey."""
     picture = np.zeros((1200, 1200, 3), np.uint8)

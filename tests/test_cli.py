@@ -1,0 +1,163 @@
+"""The command line on a tiny network: three files that can be read again, one line for whatever is wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import steplab as sl
+from steplab.__main__ import main
+from steplab.clips import write_video
+
+ROOT = Path(__file__).resolve().parents[1]
+CLASSES = ("red", "green", "blue", "dark grey", "7")
+
+
+class Colours(torch.nn.Module):
+    """Says which colour a clip has most of."""
+
+    def forward(self, pixels):
+        mean = pixels.mean((2, 3, 4))
+        return 8 * torch.cat([mean, 0.3 - mean.sum(1, keepdim=True), mean[:, :1] * 0 - 1], 1)
+
+
+@pytest.fixture
+def colours(monkeypatch):
+    network = sl.Network(Colours(), CLASSES, name="colours", frames=4, size=28)
+    monkeypatch.setattr("steplab.networks.load_network", lambda name: network)
+    return network
+
+
+@pytest.fixture
+def video(tmp_path):
+    pixels = torch.zeros(3, 6, 32, 48)
+    pixels[0, :, 8:24, 12:36] = 0.9
+    pixels[2, :, :8] = 0.3
+    return str(write_video(tmp_path / "red patch.mp4", pixels))
+
+
+def explain(video, out, *more):
+    return main(["explain", video, "--preset", "smoke", "--ratios", "0.1,0.3", "--out", str(out), *more])
+
+
+def test_a_video_is_explained_in_three_files(colours, video, tmp_path, capfd):
+    out = tmp_path / "made" / "here"
+    assert explain(video, out, "--seed", "5") == 0
+    printed = capfd.readouterr().out
+    lines = printed.splitlines()
+    assert lines[0] == "colours on red patch.mp4:" and lines[1].split()[1] == "red"
+    assert len([line for line in lines if line.startswith("   ")]) >= 5 and "Explaining 'red'" in printed
+    assert {p.name for p in out.iterdir()} == {
+        "red patch.overlay.mp4",
+        "red patch.filmstrip.png",
+        "red patch.explanation.safetensors",
+    }
+    result = sl.Explanation.load(out / "red patch.explanation.safetensors")
+    assert result.label == "red" and result.seed == 5 and result.masks.shape == (2, 4, 28, 28)
+    assert sl.read_clip(out / "red patch.overlay.mp4", frames=4).pixels.std() > 0.01
+    from PIL import Image
+
+    width, height = Image.open(out / "red patch.filmstrip.png").size
+    assert width > height > 100
+
+
+def test_options_reach_the_engine(colours, video, tmp_path):
+    options = ["--target", "blue", "--method", "ep3d", "--perturbation", "fade-black", "--frames", "8"]
+    assert explain(video, tmp_path, *options) == 0
+    result = sl.Explanation.load(tmp_path / "red patch.explanation.safetensors")
+    assert (result.label, result.method, result.config.perturbation) == ("blue", "ep3d", "fade-black")
+    assert result.masks.shape[1] == 8 and result.ratios == (0.1, 0.3)
+
+
+@pytest.mark.parametrize("target, label", [("2", "blue"), ("7", "7"), ("dark grey", "dark grey")])
+def test_a_target_is_a_name_or_a_number(colours, video, tmp_path, target, label):
+    assert explain(video, tmp_path, "--target", target) == 0
+    assert sl.Explanation.load(tmp_path / "red patch.explanation.safetensors").label == label
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (["--target", "gren"], "green"),
+        (["--target", "99"], "target"),
+        (["--method", "stepp"], "method"),
+        (["--preset", "lesion"], "preset"),
+        (["--perturbation", "smear"], "smear"),
+        (["--frames", "0"], "frames"),
+        (["--start", "99"], "start"),
+        (["--device", "toaster"], "toaster"),
+        (["--out", "TEXT/inside"], "TEXT"),
+    ],
+)
+def test_bad_options_are_told_in_one_line(colours, video, tmp_path, capfd, change, words):
+    (tmp_path / "TEXT").write_text("a file, not a folder")
+    change = [str(tmp_path / c) if c.startswith("TEXT") else c for c in change]
+    assert explain(video, tmp_path / "out", *change) == 2
+    error = capfd.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and error[0].startswith("steplab: ") and words in error[0]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no video at all", bytes(1000)])
+def test_bad_files_are_told_in_one_line(colours, tmp_path, capfd, content):
+    path = tmp_path / "bad.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    assert explain(str(path), tmp_path / "out") == 2
+    error = capfd.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and "bad.mp4" in error[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("ratios", ["", "0", "1.5", "a", "0.1;0.2"])
+def test_bad_ratios_are_refused(ratios, capfd):
+    with pytest.raises(SystemExit) as exit:
+        main(["explain", "x.mp4", "--ratios", ratios])
+    assert exit.value.code == 2 and "between 0 and 1" in capfd.readouterr().err
+
+
+def test_unknown_names_are_told_in_one_line(tmp_path, capfd):
+    for command in (
+        ["train", "stage-action-r2plus2d"],
+        ["explain", "x.mp4", "--network", "imagenet-consenus"],
+        ["tables", "no_such_notebook"],
+    ):
+        assert main(command) == 2
+        error = capfd.readouterr().err.strip().splitlines()
+        assert len(error) == 1 and command[-1] in error[0], error
+
+
+def test_a_warning_is_one_line(colours, tmp_path, capfd, monkeypatch):
+    import warnings
+
+    from steplab import clips
+
+    read = clips.read_clip
+
+    def warn(*arguments, **options):
+        warnings.warn("two frames are damaged")
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(clips, "read_clip", warn)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back afterwards
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        main(["explain", str(tmp_path / "none.mp4")])
+    assert capfd.readouterr().err.splitlines()[0] == "steplab: warning: two frames are damaged"
+
+
+def test_ctrl_c_ends_without_a_traceback(colours, video, tmp_path, capfd, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(colours, "probabilities", interrupt)
+    assert explain(video, tmp_path) == 130
+    assert capfd.readouterr().err.strip() == "steplab: interrupted"
+
+
+def test_it_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "steplab", "--version"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.strip() == f"steplab {sl.__version__}"
