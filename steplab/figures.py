@@ -36,6 +36,7 @@ from .painting import (
     overlay,
     paint,
     pale,
+    percent,
     spread,
 )
 
@@ -92,6 +93,7 @@ def filmstrip(
     *,
     ratios: Sequence[float] | None = None,
     probability: Sequence[float] | None = None,
+    labels: Sequence[str] | None = None,
     true_mask: Tensor | None = None,
     boxes: Sequence[Tensor] | None = None,
     times: ArrayLike | None = None,
@@ -108,6 +110,7 @@ def filmstrip(
         masks: (time, height, width) or (ratio, time, height, width), values in [0, 1], 1 = keep.
         ratios: of each mask, in [0, 1], written beside its row.
         probability: of the target when only this mask's part of the clip is left, written beside its row.
+        labels: of the rows of masks, in place of ratio and probability.
         true_mask: (time, height, width); a blue line in every row of masks and a row of its own.
         boxes: used like `true_mask` where there is none, without a row of its own.
         times: of the frames, seconds, written below; otherwise frame numbers.
@@ -122,9 +125,9 @@ def filmstrip(
     """
     pixels = as_pixels(pixels)
     masks = torch.zeros(0, *pixels.shape[1:]) if masks is None else as_masks(masks, pixels, "masks")
-    for name, given in (("ratios", ratios), ("probability", probability)):
+    for name, given in (("ratios", ratios), ("probability", probability), ("labels", labels)):
         if given is not None and len(given) != len(masks):
-            raise ValueError(f"{name}: got {len(given)} numbers, expected {len(masks)}, one a mask")
+            raise ValueError(f"{name}: got {len(given)}, expected {len(masks)}, one a mask")
     truth = None if true_mask is None else as_masks(true_mask, pixels, "true_mask")[0]
     if rows is None:
         rows = ["clip"] + ["masks"] * (len(masks) > 0) + ["truth"] * (truth is not None)
@@ -135,11 +138,12 @@ def filmstrip(
             strips.append(("clip", paint(pixels, scale=2)))
         elif row == "masks":
             for k, mask in enumerate(masks):
-                label = [] if ratios is None else [f"keep {_percent(ratios[k])}"]
-                label += [] if probability is None else [f"p = {float(probability[k]):.2f}"]
-                strips.append(("\n".join(label) or "mask", paint(pixels, mask, view, scale=2, **known)))
+                words = [] if ratios is None else [f"keep {percent(ratios[k])}"]
+                words += [] if probability is None else [f"p = {float(probability[k]):.2f}"]
+                label = labels[k] if labels is not None else "\n".join(words) or "mask"
+                strips.append((label, paint(pixels, mask, view, scale=2, **known)))
         elif row == "truth" and truth is not None:
-            strips.append((f"truth\n{_percent(float(truth.mean()))}", _truth_frames(pixels, truth)))
+            strips.append((f"truth\n{percent(float(truth.mean()))}", _truth_frames(pixels, truth)))
         else:
             raise ValueError(f"rows: got {row!r}, expected 'clip', 'masks' or 'truth' (with a true_mask)")
     shown = spread(pixels.shape[1], columns)
@@ -193,10 +197,6 @@ def _grid(strips: list[tuple[str, np.ndarray]], below: Sequence[str], title: str
         if title:
             figure.text(left / width, 1 - 0.08 / height, title, va="top", color=INK, fontsize=14)
     return figure
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}".removesuffix(".0") + " %"
 
 
 def _seconds(times: np.ndarray) -> list[str]:
@@ -261,7 +261,7 @@ def energy(
             axes.remove()
         if ratios is not None:
             lines = [line for line in figure.axes[0].lines if line.get_linewidth() > 2]
-            names = [f"keep {_percent(r)}" for r in ratios]
+            names = [f"keep {percent(r)}" for r in ratios]
             figure.legend(lines, names, loc="outside upper right", ncols=len(names), handlelength=2.6)
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=14)
@@ -305,7 +305,7 @@ def kept_per_frame(
             axes.plot(x, truth, color=BLUE, linestyle="--", label="true mask")
         colours = [ORANGE, *(c for c in CYCLE if c not in (ORANGE, BLUE))]
         for k, mask in enumerate(masks):
-            name = "mask" if ratios is None else f"keep {_percent(ratios[k])}"
+            name = "mask" if ratios is None else f"keep {percent(ratios[k])}"
             look: dict[str, Any] = {
                 "color": colours[k % 6],
                 "linestyle": DASHES[(k % 4)],
@@ -353,11 +353,11 @@ def probability_by_ratio(
             axes.axhline(original, color=GREY, linestyle=":", label="whole clip")
         if smallest is not None:
             axes.axvline(smallest, color=INK, linewidth=1.2)
-            note = f"smallest ratio\n$a^*$ = {_percent(smallest)}"
+            note = f"smallest ratio\n$a^*$ = {percent(smallest)}"
             box = {"facecolor": "white", "edgecolor": INK, "boxstyle": "round,pad=0.3"}
             axes.text(smallest, 0.5, note, ha="center", va="center", color=INK, fontsize=11, bbox=box)
         axes.set_xscale("log")
-        axes.set_xticks(list(ratios), [_percent(r) for r in ratios])
+        axes.set_xticks(list(ratios), [percent(r) for r in ratios])
         axes.minorticks_off()
         axes.set_ylim(0, 1.04)
         axes.set_xlabel("share of the clip that is kept")

@@ -243,6 +243,11 @@ def spread(frames: int, columns: int) -> np.ndarray:
     return ((np.arange(columns) + 0.5) * frames / columns - 1e-9).astype(int)
 
 
+def percent(share: float) -> str:
+    """0.05 as "5 %"."""
+    return f"{100 * share:.1f}".removesuffix(".0") + " %"
+
+
 def in_a_row(frames: np.ndarray, space: int) -> np.ndarray:
     """(time, high, wide, 3) as one picture, white right of and below each frame."""
     framed = np.pad(frames, ((0, 0), (0, space), (0, space), (0, 0)), constant_values=255)

@@ -1,0 +1,317 @@
+"""Sliders over what the other files compute: nothing here thinks, and each widget has a `.static()` twin.
+
+>>> ExplanationViewer(result, record)          # play the clip, slide through frames and ratios
+>>> live = LiveOptimisation(network, clip).start()
+>>> result = live.wait()
+
+Where no widgets can be (a saved page, a code host) the twin shows instead: both travel in one output.
+"""
+
+import base64
+import html
+import io
+import threading
+from collections.abc import Mapping
+
+import ipywidgets
+import torch
+from ipywidgets import jslink
+
+from . import figures, painting
+from .clips import Clip, Record
+from .explain import Explanation, State, explain
+from .networks import Network
+
+WIDE = "680px"
+
+
+class _WithTwin(ipywidgets.VBox):
+    """A column of widgets that carries its static twin along when it is displayed."""
+
+    def static(self):
+        raise NotImplementedError
+
+    def _repr_mimebundle_(self, **kwargs):
+        bundle = super()._repr_mimebundle_(**kwargs) or {}
+        bundle["text/plain"] = f"{type(self).__name__}: run this notebook to use its controls"
+        if (figure := self.static()) is not None:
+            file = io.BytesIO()
+            figure.savefig(file, format="jpeg", dpi=100, pil_kwargs={"quality": 80})
+            bundle["image/jpeg"] = base64.b64encode(file.getvalue()).decode()
+        return bundle
+
+
+class ExplanationViewer(_WithTwin):
+    """A clip beside what its masks keep: play it, or slide through frames and ratios.
+
+    The frames of a ratio and view are encoded at once and lie in the browser, so playing and the frame slider
+    need no kernel; another ratio or view sends new frames.
+
+    Args:
+        explanations: one, or several by name (say, by method), of which one is on show.
+        record: the clip's record; shows the true mask (or boxes) and segment.
+        scale: how many times frames are enlarged.
+
+    Attributes:
+        frame, ratio, view, which: the controls; set their `value` from Python as well.
+
+    Raises:
+        ValueError: no explanation, or a record of another shape than the clip.
+    """
+
+    def __init__(
+        self,
+        explanations: Explanation | Mapping[str, Explanation],
+        record: Record | None = None,
+        scale: int = 3,
+    ):
+        named = {"": explanations} if isinstance(explanations, Explanation) else dict(explanations)
+        if not named:
+            raise ValueError("explanations: got none, expected at least one")
+        for one in named.values():
+            if record is not None and record.clip.pixels.shape != one.clip.pixels.shape:
+                shapes = f"{tuple(record.clip.pixels.shape)}, expected {tuple(one.clip.pixels.shape)}"
+                raise ValueError(f"record: got a clip of shape {shapes} as in the explanation")
+        self._named, self._record, self._scale, self._cache = named, record, scale, {}
+        first = next(iter(named.values()))
+        times = first.clip.times.tolist()
+        count = len(times)
+        step = (times[-1] - times[0]) / max(count - 1, 1)
+        options = [(f"{t + 1} of {count}, {s:.2f} s", t) for t, s in enumerate(times)]
+        self.play = ipywidgets.Play(max=count - 1, interval=int(min(max(1000 * step, 60), 500)), repeat=True)
+        look = {"style": {"description_width": "60px"}, "layout": ipywidgets.Layout(width=WIDE)}
+        self.frame = ipywidgets.SelectionSlider(options=options, description="frame", **look)
+        self.ratio = ipywidgets.SelectionSlider(options=self._ratios(first), description="keep", **look)
+        self.view = ipywidgets.ToggleButtons(
+            options=[("what is kept", "kept"), ("heat", "heat"), ("mask", "mask"), ("outline", "clip")],
+            description="show",
+            style=look["style"] | {"button_width": "110px"},
+        )
+        self.which = ipywidgets.Dropdown(options=list(named), description="method", **look)
+        shape = ipywidgets.Layout(width=WIDE, max_width="100%")
+        self._images = [ipywidgets.Image(format="jpeg", layout=shape) for _ in times]
+        self.stack = ipywidgets.Stack(self._images, selected_index=0)
+        self.note = ipywidgets.HTML()
+        # In the browser alone: not a word to the kernel while it plays.
+        self.links = [
+            jslink((self.play, "value"), (self.frame, "index")),
+            jslink((self.frame, "index"), (self.stack, "selected_index")),
+        ]
+        self.ratio.observe(self._show, "value")
+        self.view.observe(self._show, "value")
+        self.which.observe(self._choose, "value")
+        choosers = [self.which] if len(named) > 1 else []
+        controls = [ipywidgets.HBox([self.play, self.frame]), self.ratio, self.view, *choosers]
+        self._show()
+        super().__init__([self.note, self.stack, *controls])
+
+    @property
+    def explanation(self) -> Explanation:
+        """The one on show."""
+        return self._named[str(self.which.value)]
+
+    def picture(self) -> bytes:
+        """The JPEG on show, from the controls as they stand."""
+        return bytes(self._images[self.frame.index].value)
+
+    def static(self):
+        """What the controls show, as a figure: the ratio chosen, in the view chosen, frame beside frame."""
+        one, k, record = self.explanation, self.ratio.index, self._record
+        return figures.filmstrip(
+            one.clip.pixels,
+            one.masks[k],
+            ratios=[one.ratios[k]],
+            probability=[float(one.probability[k])],
+            times=one.clip.times,
+            view=str(self.view.value),
+            title=f"“{one.label}”, p = {one.original:.2f} for the whole clip",
+            **self._known(record),
+        )
+
+    @staticmethod
+    def _known(record: Record | None) -> dict:
+        return {} if record is None else {"true_mask": record.mask, "boxes": record.boxes}
+
+    @staticmethod
+    def _ratios(one: Explanation) -> list[tuple[str, int]]:
+        return [(painting.percent(v), k) for k, v in enumerate(one.ratios)]
+
+    def _choose(self, _=None):
+        """Another explanation: its ratios, at the place nearest to the one chosen before."""
+        k = min(self.ratio.index, len(self.explanation.ratios) - 1)
+        self.ratio.unobserve(self._show, "value")
+        self.ratio.options = self._ratios(self.explanation)
+        self.ratio.index = k
+        self.ratio.observe(self._show, "value")
+        self._show()
+
+    def _show(self, _=None):
+        one, k = self.explanation, self.ratio.index
+        key = (self.which.value, k, self.view.value)
+        if key not in self._cache:
+            frames = painting.viewer_frames(
+                one.clip.pixels,
+                one.masks[k],
+                str(self.view.value),
+                segment=None if self._record is None else self._record.segment,
+                scale=self._scale,
+                **self._known(self._record),
+            )
+            self._cache[key] = [painting.encode(frame, "jpeg") for frame in frames]
+        for image, encoded in zip(self._images, self._cache[key], strict=True):
+            image.value = encoded
+        share, p = painting.percent(one.ratios[k]), float(one.probability[k])
+        self.note.value = (
+            f"<b>{html.escape(one.label)}</b>: p = {one.original:.2f} for the whole clip, "
+            f"<b>{p:.2f}</b> for the {share} that {html.escape(one.method)} keeps. "
+            "Bars: how much of each frame is kept" + "; blue: the truth." * (self._record is not None)
+        )
+
+
+class LiveOptimisation(_WithTwin):
+    """Watch a mask being found: heat, kept clip, energy and probability while `explain` runs.
+
+    It runs in a thread of its own, so the buttons and the rest of the notebook stay usable; `start()` does
+    what the button does and returns the widget, `wait()` gives the result.
+
+    Args:
+        network, clip, target, method, preset, seed, overrides: as for `explain`.
+        ratio: the one preservation ratio, in (0, 1).
+        every: iterations from one picture to the next.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        clip: Clip,
+        target: str | int | None = None,
+        *,
+        method: str = "step",
+        ratio: float = 0.1,
+        preset: str = "lesson",
+        seed: int = 0,
+        every: int = 5,
+        **overrides,
+    ):
+        self._ask = {"target": target, "method": method, "ratios": (ratio,), "preset": preset, "seed": seed}
+        self._ask |= {"progress": False, "callback_every": every, **overrides}
+        self._network, self._clip = network, clip
+        self._thread: threading.Thread | None = None
+        self._go, self._end = threading.Event(), threading.Event()
+        self.result: Explanation | None = None
+        self.error: BaseException | None = None
+        self.snapshots: list[tuple[int, float, torch.Tensor]] = []  # iteration, probability, mask
+        self._energy: list[float] = []
+        self._probability: list[float] = []
+        self._kept: list[float] = []
+        self.start_button = ipywidgets.Button(description="start", icon="play", button_style="success")
+        self.pause_button = ipywidgets.Button(description="pause", icon="pause", disabled=True)
+        self.stop_button = ipywidgets.Button(description="stop", icon="stop", disabled=True)
+        self.picture = ipywidgets.Image(
+            format="jpeg", layout=ipywidgets.Layout(width="100%", max_width="920px")
+        )
+        self.curve, self.note = ipywidgets.HTML(), ipywidgets.HTML("ready")
+        for button, act in (
+            (self.start_button, self.start),
+            (self.pause_button, self.pause),
+            (self.stop_button, self.stop),
+        ):
+            button.on_click(lambda _, act=act: act())
+        buttons = ipywidgets.HBox([self.start_button, self.pause_button, self.stop_button, self.note])
+        super().__init__([buttons, self.picture, self.curve])
+
+    def start(self) -> "LiveOptimisation":
+        """Begin, or begin anew; does nothing while one is running."""
+        if self._thread is not None and self._thread.is_alive():
+            return self
+        self.result = self.error = None
+        for kept in (self.snapshots, self._energy, self._probability, self._kept):
+            kept.clear()
+        self._end.clear()
+        self._go.set()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._buttons(running=True)
+        self._thread.start()
+        return self
+
+    def pause(self) -> None:
+        """Pause, or go on if it is paused."""
+        if self._go.is_set():
+            self._go.clear()
+        else:
+            self._go.set()
+        self.pause_button.description = "pause" if self._go.is_set() else "go on"
+
+    def stop(self) -> None:
+        """End the search early; the result is what there is, marked `interrupted`."""
+        self._end.set()
+        self._go.set()
+
+    def wait(self) -> Explanation:
+        """The result, once it is there; goes on if paused. Ctrl-C stops the search.
+
+        Raises:
+            RuntimeError: it was never started.
+            Whatever `explain` raised.
+        """
+        if self._thread is None:
+            raise RuntimeError("nothing to wait for: call start() first")
+        if not self._go.is_set():
+            self.pause()
+        try:
+            self._thread.join()
+        except KeyboardInterrupt:
+            self.stop()
+            self._thread.join()
+        if self.error is not None:
+            raise self.error
+        assert self.result is not None
+        return self.result
+
+    def static(self):
+        """How the mask came about: the clip, and the mask after more and more iterations."""
+        done = self.snapshots
+        if not done:
+            return None
+        some = sorted({round(k * (len(done) - 1) / 4) for k in range(5)})
+        label = "" if self.result is None else f"“{self.result.label}”: "
+        return figures.filmstrip(
+            self._clip.pixels,
+            torch.stack([done[k][2] for k in some]),
+            labels=[f"after {done[k][0]}\np = {done[k][1]:.2f}" for k in some],
+            times=self._clip.times,
+            view="heat",
+            title=f"{label}the mask after more and more iterations",
+        )
+
+    def _run(self) -> None:
+        try:
+            result = explain(self._network, self._clip, callback=self._show, **self._ask)
+            assert isinstance(result, Explanation)
+            self.result = result
+            words = "stopped" if result.interrupted else "done"
+            p, label = float(result.probability[0]), html.escape(result.label)
+            self.note.value = f"{words}: <b>{label}</b>, p = {p:.2f} of what is kept"
+        except Exception as error:  # shown here, raised where somebody waits
+            self.error = error
+            self.note.value = f"failed: {html.escape(str(error))}"
+        self._buttons(running=False)
+
+    def _show(self, state: State) -> None:
+        mask, p = state.masks[0].cpu(), float(state.probability[0])
+        self.snapshots.append((state.iteration, p, mask))
+        self._probability.append(p)
+        self._kept.append(float(mask.mean()))
+        self._energy.append(float(state.energy[0]))
+        self.picture.value = painting.encode(painting.live_frames(self._clip.pixels, mask), "jpeg")
+        series = {"probability": self._probability, "share kept": self._kept, "energy": self._energy}
+        self.curve.value = painting.live_curve(series, state.iterations // self._ask["callback_every"])
+        self.note.value = f"iteration {state.iteration} of at most {state.iterations}"
+        self._go.wait()
+        if self._end.is_set():
+            raise KeyboardInterrupt  # how `explain` is asked to end with what it has
+
+    def _buttons(self, running: bool) -> None:
+        self.start_button.disabled = running
+        self.pause_button.disabled = self.stop_button.disabled = not running
+        self.pause_button.description = "pause"

@@ -1,0 +1,270 @@
+"""Sliders and buttons moved from Python: the picture that follows is the right one."""
+
+import base64
+import io
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from ipywidgets.widgets.widget_link import Link
+from matplotlib.image import imread
+
+from steplab.clips import Clip, Record
+from steplab.explain import explain
+from steplab.networks import Network
+from steplab.widgets import ExplanationViewer, LiveOptimisation
+
+RATIOS = (0.1, 0.3)
+FRAMES, SIZE = 6, 28
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tiny tensors: handing them to a second thread costs more than it saves, much more on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """A square that gets brighter from frame to frame, right of the middle."""
+    pixels = torch.full((3, FRAMES, SIZE, SIZE), 0.2)
+    pixels[:, :, 8:20, 14:26] = torch.linspace(0.4, 1, FRAMES)[None, :, None, None]
+    return Clip(pixels, torch.arange(FRAMES) / 4, "square")
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Sees class 1 where the square is bright."""
+    where = torch.zeros(3, FRAMES, SIZE, SIZE)
+    where[:, :, 8:20, 14:26] = 1 / 300
+    return Network(lambda x: torch.stack([0 * x.sum((1, 2, 3, 4)), (x * where).sum((1, 2, 3, 4))], 1),
+                   ("dark", "<b>bright</b>"))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def result(network, clip):
+    return explain(network, clip, "<b>bright</b>", ratios=RATIOS, preset="smoke", progress=False)
+
+
+@pytest.fixture
+def record(clip):
+    mask = torch.zeros(FRAMES, SIZE, SIZE, dtype=torch.bool)
+    mask[2:5, 8:20, 14:26] = True
+    return Record(clip, 1, [torch.zeros(0, 4)] * FRAMES, mask, (2, 5), "square")
+
+
+def pixels_of(jpeg: bytes) -> np.ndarray:
+    return imread(io.BytesIO(jpeg), format="jpeg").astype(float)
+
+
+def test_frame_slider_shows_that_frame(result):
+    viewer = ExplanationViewer(result, scale=3)
+    brightness = []
+    for t in range(FRAMES):
+        viewer.frame.value = t
+        square = pixels_of(viewer.picture())[10 * 3 : 18 * 3, 16 * 3 : 24 * 3]  # in the left half
+        brightness.append(square.mean() / 255)
+    assert np.allclose(brightness, np.linspace(0.4, 1, FRAMES), atol=0.02)
+
+
+def test_playing_and_sliding_frames_never_ask_the_kernel(result):
+    viewer = ExplanationViewer(result)
+    assert all(type(link).__name__ == "Link" and isinstance(link, Link) for link in viewer.links)
+    ends = [(link.source, link.target) for link in viewer.links]
+    assert ends == [
+        ((viewer.play, "value"), (viewer.frame, "index")),
+        ((viewer.frame, "index"), (viewer.stack, "selected_index")),
+    ]
+    assert viewer.play.max == FRAMES - 1 and len(viewer.stack.children) == FRAMES
+    assert viewer.play.interval == 250  # the clip's own speed: 4 frames a second
+
+
+def test_ratio_slider_shows_that_mask(result):
+    viewer = ExplanationViewer(result, scale=2)
+    viewer.view.value = "mask"
+    for k in (1, 0):
+        viewer.ratio.value = k
+        for t in (0, FRAMES - 1):
+            viewer.frame.value = t
+            right = pixels_of(viewer.picture())[: 2 * SIZE, 2 * SIZE + 4 :]
+            mask = result.masks[k, t].repeat_interleave(2, 0).repeat_interleave(2, 1).numpy()
+            assert np.abs(right.mean(-1) / 255 - mask).mean() < 0.03
+        assert f"{RATIOS[k]:.0%}".replace("%", " %") in viewer.note.value
+        assert f"{float(result.probability[k]):.2f}" in viewer.note.value
+
+
+def test_views_differ_and_truth_is_drawn_only_if_known(result, record):
+    pictures = {}
+    for known in (None, record):
+        viewer = ExplanationViewer(result, known)
+        for view in ("kept", "heat", "mask", "clip"):
+            viewer.view.value = view
+            viewer.frame.value = 3
+            pictures[known is None, view] = viewer.picture()
+    assert len(set(pictures.values())) == 8
+    for view in ("kept", "heat", "mask", "clip"):
+        with_truth, without = (pixels_of(pictures[k, view]) for k in (False, True))
+        changed = np.abs(with_truth - without).max(-1) > 60
+        half = 3 * SIZE
+        assert not changed[:half, :half].any(), "the clip on the left stays as it is"
+        assert changed[:half, half + 6 :].any(), "the true mask's outline on the right"
+        assert changed[half:].any(), "the true segment under the bars"
+
+
+def test_bar_of_the_frame_on_show_is_orange(result):
+    viewer = ExplanationViewer(result)
+    wide = 2 * 3 * SIZE + 6
+    for t in (0, 4):
+        viewer.frame.value = t
+        bars = pixels_of(viewer.picture())[3 * SIZE :]
+        orange = (bars[..., 0] - bars[..., 2] > 120).any(0)
+        columns = np.flatnonzero(orange)
+        assert t * wide / FRAMES - 2 <= columns.min() and columns.max() <= (t + 1) * wide / FRAMES + 2
+
+
+def test_labels_are_escaped(result):
+    viewer = ExplanationViewer(result)
+    assert "&lt;b&gt;bright&lt;/b&gt;" in viewer.note.value and "<b>bright" not in viewer.note.value
+
+
+def test_static_twin_follows_the_controls(result, record):
+    viewer = ExplanationViewer(result, record)
+    viewer.ratio.value = 1
+    texts = [t.get_text() for t in viewer.static().texts]
+    assert f"keep 30 %\np = {float(result.probability[1]):.2f}" in texts
+    assert not any("keep 10 %" in t for t in texts) and any("truth" in t for t in texts)
+    assert not any("truth" in t.get_text() for t in ExplanationViewer(result).static().texts)
+    assert viewer.frame.options[3][0] == "4 of 6, 0.75 s"
+
+    def rows():
+        return [axes.images[0].get_array() for axes in viewer.static().axes]
+
+    kept = rows()
+    viewer.view.value = "heat"
+    heat = rows()
+    assert np.array_equal(kept[0], heat[0]) and not np.array_equal(kept[1], heat[1])
+
+
+def test_output_carries_widget_and_picture(result):
+    bundle = ExplanationViewer(result)._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    picture = pixels_of(base64.b64decode(bundle["image/jpeg"]))
+    assert picture.shape[1] > 800 and "0x" not in bundle["text/plain"]
+
+
+def test_several_methods_by_name(result, network, clip):
+    other = explain(network, clip, 1, method="ep3d", ratios=(0.2,), preset="smoke", progress=False)
+    viewer = ExplanationViewer({"STEP": result, "EP-3D": other})
+    viewer.view.value = "mask"
+    viewer.ratio.value = 1
+    viewer.which.value = "EP-3D"
+    assert viewer.explanation is other
+    assert [label for label, _ in viewer.ratio.options] == ["20 %"] and viewer.ratio.index == 0
+    right = pixels_of(viewer.picture())[: 3 * SIZE, 3 * SIZE + 6 :].mean() / 255
+    assert abs(right - float(other.masks[0, 0].mean())) < 0.03
+    viewer.which.value = "STEP"
+    assert len(viewer.ratio.options) == 2
+
+
+def test_what_cannot_be_shown_is_refused(result, record):
+    with pytest.raises(ValueError, match="explanations: got none"):
+        ExplanationViewer({})
+    small = Clip(record.clip.pixels[:, :4].clone(), torch.arange(4) / 4, "short")
+    with pytest.raises(ValueError, match="record: got a clip of shape"):
+        ExplanationViewer(result, Record(small, 1, record.boxes[:4], None, (0, 4), "short"))
+
+
+# ------------------------------------------------------------------------------------------------------- live
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def slow(network):
+    """The same network, each answer taking a moment, so that there is time to press buttons."""
+
+    def fn(x):
+        time.sleep(0.01)
+        return network(x)
+
+    return Network(fn, network.classes)
+
+
+def test_live_gives_what_explain_gives(network, clip):
+    live = LiveOptimisation(network, clip, 1, ratio=0.2, preset="smoke", every=3)
+    assert live.static() is None and "image/jpeg" not in live._repr_mimebundle_()
+    result = live.start().wait()
+    direct = explain(network, clip, 1, ratios=(0.2,), preset="smoke", progress=False)
+    assert torch.equal(result.masks, direct.masks) and not result.interrupted
+    assert [n for n, _, _ in live.snapshots] == [3, 6, 9, 12]
+    assert len(live.static().axes) == 5  # the clip and four masks
+    assert live.curve.value.count("<polyline") == 3
+    assert "&lt;b&gt;bright" in live.note.value and "done" in live.note.value
+    assert not live.start_button.disabled and live.pause_button.disabled and live.stop_button.disabled
+
+
+def test_live_picture_shows_the_latest_mask(network, clip):
+    from steplab.painting import encode, live_frames
+
+    live = LiveOptimisation(network, clip, 1, ratio=0.2, preset="smoke", every=4)
+    live.start().wait()
+    assert bytes(live.picture.value) == encode(live_frames(clip.pixels, live.snapshots[-1][2]), "jpeg")
+    assert bytes(live.picture.value) != encode(live_frames(clip.pixels, live.snapshots[0][2]), "jpeg")
+
+
+def test_live_pauses_goes_on_and_stops(slow, clip):
+    live = LiveOptimisation(slow, clip, 1, ratio=0.2, preset="paper", every=1)
+    live.start_button.click()
+    assert live.start_button.disabled and not live.stop_button.disabled
+    until(lambda: len(live.snapshots) >= 3)
+    live.pause_button.click()
+    assert live.pause_button.description == "go on"
+    until(lambda: live._thread.is_alive())
+    time.sleep(0.3)
+    paused = len(live.snapshots)
+    time.sleep(0.3)
+    assert len(live.snapshots) == paused
+    live.pause_button.click()
+    until(lambda: len(live.snapshots) > paused)
+    live.stop_button.click()
+    result = live.wait()
+    assert result.interrupted and "stopped" in live.note.value
+    assert result.history["energy"].shape[1] < 2000
+    assert not live.start_button.disabled
+    again = live.start()  # anew, from the start
+    until(lambda: len(again.snapshots) >= 1)
+    assert again.snapshots[0][0] == 1
+    live.stop()
+    live.wait()
+
+
+def test_stop_works_while_paused_and_wait_goes_on(slow, clip):
+    live = LiveOptimisation(slow, clip, 1, ratio=0.2, preset="paper", every=1).start()
+    until(lambda: live.snapshots)
+    live.pause()
+    live.stop()
+    assert live.wait().interrupted
+    live = LiveOptimisation(slow, clip, 1, ratio=0.2, preset="smoke", every=1).start()
+    live.pause()
+    threading.Timer(30, live.stop).start()  # were it to hang, the test would fail, not hang
+    assert not live.wait().interrupted
+
+
+def test_failures_are_shown_and_raised(clip, network):
+    live = LiveOptimisation(network, clip, "<i>brigth</i>").start()
+    with pytest.raises(ValueError, match="brigth"):
+        live.wait()
+    assert "failed" in live.note.value and "<i>" not in live.note.value
+    assert not live.start_button.disabled
+    with pytest.raises(RuntimeError, match="start"):
+        LiveOptimisation(network, clip).wait()
