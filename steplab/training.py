@@ -41,7 +41,7 @@ class Recipe:
 
     task: str
     family: str  # "r2plus1d" or "vgg16lstm"
-    steps: int  # on whole frames
+    steps: tuple[int, ...]  # on whole frames; each number one cycle, at half the rate of the cycle before
     close: int = 700  # on close-ups before
     start: str | None = None  # a network whose weights it begins with
     batch: int = 32
@@ -54,12 +54,12 @@ class Recipe:
 
 
 RECIPES = {
-    "stage-action-r2plus1d": Recipe("action", "r2plus1d", 900, rate=3e-3),
-    "stage-action-vgg16lstm": Recipe("action", "vgg16lstm", 900),
-    "stage-object-r2plus1d": Recipe("object", "r2plus1d", 600, close=300, rate=3e-3),
-    "stage-object-vgg16lstm": Recipe("object", "vgg16lstm", 600, close=300),
-    "stage-moment-r2plus1d": Recipe("moment", "r2plus1d", 700, close=0, start="stage-action-r2plus1d"),
-    "stage-moment-vgg16lstm": Recipe("moment", "vgg16lstm", 700, close=0, start="stage-action-vgg16lstm"),
+    "stage-action-r2plus1d": Recipe("action", "r2plus1d", (1000, 1000), close=900, rate=3e-3),
+    "stage-action-vgg16lstm": Recipe("action", "vgg16lstm", (1000, 1000)),
+    "stage-object-r2plus1d": Recipe("object", "r2plus1d", (500,), close=250, rate=3e-3),
+    "stage-object-vgg16lstm": Recipe("object", "vgg16lstm", (500,), close=250),
+    "stage-moment-r2plus1d": Recipe("moment", "r2plus1d", (700,), close=0, start="stage-action-r2plus1d"),
+    "stage-moment-vgg16lstm": Recipe("moment", "vgg16lstm", (700,), close=0, start="stage-action-vgg16lstm"),
 }
 FAMILIES: dict[str, Callable[[int], Any]] = {"r2plus1d": NarrowR2Plus1D, "vgg16lstm": NarrowVGG16LSTM}
 
@@ -284,9 +284,9 @@ def evidence_report(
     Returns:
         for each of "blur" and "fade-mean": mean probability of the label with only the true mask kept
         (`kept`), with only it perturbed (`wiped`), and, of the class it was cut from, with a true mask laid
-        over a clip of another class (`leakage`) or a still picture (`leakage_still`, where time matters); also
-        `plain`, the mean probability of the untouched clips, and for tasks with ordered pairs `swapped`, the
-        share of their clips that change to the pair's other class when played backwards.
+        over a clip of another class (`leakage`) or a still picture (`leakage_still`, where time matters);
+        also `plain`, the mean probability of the untouched clips, and for tasks with ordered pairs `swapped`,
+        the share of their clips that change to the pair's other class when played backwards.
     """
     pool = Pool.render([stage], workers, progress)
     sums: dict[str, list[float]] = {}
@@ -404,13 +404,39 @@ class Course:
         return shown
 
     def run(self, progress: bool) -> Network:
-        """Close-ups, then whole frames."""
-        how = {"rate": self.recipe.rate, "decay": self.recipe.decay, "progress": progress}
-        weights = list(self.module.parameters())
-        with_head = weights + (list(self.head.parameters()) if self.head is not None else [])
-        fit(self.module, lambda i: self.loss(i, True), with_head, self.recipe.close, title="close-ups", **how)
-        fit(self.module, self.loss, weights, self.recipe.steps, title="windows", watch=self.watch, **how)
+        """Close-ups, then cycles on whole frames."""
+        rate, how = self.recipe.rate, {"decay": self.recipe.decay, "progress": progress}
+        with_head = list(self.module.parameters()) + (
+            list(self.head.parameters()) if self.head is not None else []
+        )
+        fit(
+            self.module,
+            lambda i: self.loss(i, True),
+            with_head,
+            self.recipe.close,
+            rate=rate,
+            title="close-ups",
+            **how,
+        )
+        done = 0
+        for steps in self.recipe.steps:
+            self.cycle(done, steps, rate, **how)
+            done, rate = done + steps, rate / 2
         return self.network
+
+    def cycle(self, done: int, steps: int, rate: float, **how) -> None:
+        """`steps` steps on whole frames, after `done` others."""
+        weights = list(self.module.parameters())
+        fit(
+            self.module,
+            lambda i: self.loss(done + i),
+            weights,
+            steps,
+            rate=rate,
+            title="windows",
+            watch=self.watch,
+            **how,
+        )
 
 
 def train_network(
