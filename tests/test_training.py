@@ -1,0 +1,106 @@
+"""Training: windows with the labels that are right for them, and a course that learns."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from steplab import training
+from steplab.stage import FRAMES, SIZE, Stage
+from steplab.training import RECIPES, Pool, close_up, evidence_clip, fit, grow, limb_targets, train_network
+
+NOTHING = 8
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return Pool.render([Stage("action", "train", length=6)], workers=1, progress=False)
+
+
+def test_a_pool_holds_what_the_stage_renders(pool):
+    record = Stage("action", "train")[4]
+    pixels, mask, label = pool.get(4)
+    assert label == record.label and torch.equal(mask.bool(), record.mask)
+    assert (pixels - record.clip.pixels).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_grow_turns_a_point_into_a_square_and_stops_at_the_edge():
+    mask = torch.zeros(2, 20, 30)
+    mask[0, 10, 12] = 1
+    mask[1, 0, 29] = 1
+    grown = grow(mask, 4)
+    assert grown[0].sum() == 81 and grown[0, 6:15, 8:17].sum() == 81
+    assert grown[1].sum() == 25 and torch.equal(grow(mask, 0), mask)
+
+
+def test_a_close_up_holds_the_whole_figure_when_it_fits(pool):
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        _, mask, _ = pool.get(i)
+        cut = close_up(rng, mask.expand(3, -1, -1, -1), mask, 96)
+        assert cut.shape == (3, FRAMES, 96, 96)
+        assert cut[0].sum() >= 0.95 * mask.sum()
+
+
+def test_limb_targets_do_not_know_left_from_right():
+    limbs = torch.randn(5, 10)
+    swapped = -limbs[:, [0, 2, 1, 4, 3, 6, 5, 8, 7, 9]]
+    assert torch.allclose(limb_targets(limbs), limb_targets(swapped))
+    assert not torch.allclose(limb_targets(limbs), limb_targets(limbs.flip(0)))
+
+
+def test_a_window_shows_the_label_only_with_its_evidence(pool):
+    """Where the label stays, so do most of its pixels; where it becomes "nothing", most are gone or frozen."""
+    rng = np.random.default_rng(1)
+    kept = lost = 0
+    for k in range(120):
+        i = k % 6
+        pixels, mask, label = pool.get(i)
+        other = pool.get((i + 1 + k // 6 % 5) % 6)[1]
+        seen, right = evidence_clip(rng, pixels, mask, label, NOTHING, other, True)
+        same = ((seen - pixels).abs().amax(0) < 0.15).float()
+        share = float((same * mask).sum() / mask.sum())
+        if right == label:
+            kept += 1
+            assert share > 0.6
+        else:
+            lost += 1
+            assert right == NOTHING and share < 0.75
+    assert kept > 40 and lost > 15
+
+
+def test_fit_learns_a_line_and_shows_what_it_watches():
+    torch.manual_seed(0)
+    line = torch.nn.Linear(2, 1)
+    x = torch.randn(64, 2)
+    y = x @ torch.tensor([[2.0], [-1.0]])
+    seen = []
+
+    def watch(step):
+        seen.append(step)
+        return {"error": 0.0}
+
+    fit(line, lambda _: (line(x) - y).square().mean(), list(line.parameters()), 150, rate=0.1, decay=0.0,
+        progress=False, watch=watch)  # fmt: skip
+    assert (line(x) - y).abs().max() < 0.1
+    assert seen == [99, 149] and not line.training
+
+
+def test_a_course_trains_saves_and_reports(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "accuracy", lambda *_: 0.5)
+    monkeypatch.setattr(training, "evidence_report", lambda *_: {"plain": 0.5})
+    small = dict(clips=8, nothing=4, batch=4, steps=(1, 1), close=2)
+    for name in ("stage-action-vgg16lstm", "stage-moment-vgg16lstm"):
+        network, report = train_network(name, tmp_path, progress=False, workers=1, **small)
+        assert report["test_accuracy"] == 0.5
+        saved = json.loads((tmp_path / f"{name}.json").read_text())
+        assert saved["recipe"]["clips"] == 8 and saved["classes"][-1] == "nothing"
+        p = network.probabilities(torch.rand(2, 3, FRAMES, SIZE, SIZE))
+        assert p.shape == (2, 9) and torch.allclose(p.sum(1), torch.ones(2), atol=1e-4)
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match=r"^name: got 'stage-dance-r2plus1d'"):
+        train_network("stage-dance-r2plus1d")
+    assert len(RECIPES) == 6
