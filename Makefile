@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python,$(shell command -v $(p))))
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
-PIP := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
+PIP := $(if $(UV),$(UV) pip install --quiet --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check)
 USE := $(VENV)/.ready-to-use
 TEST := $(VENV)/.ready-to-test
 PORT ?= 8888
@@ -64,7 +64,7 @@ train: $(USE)
 
 bench: $(TEST)
 	@echo "Measuring speed ..."
-	@$(BIN)/python benchmarks/speed.py
+	@$(BIN)/python benchmarks/overhead.py
 
 test: $(TEST)
 	@echo "Checking style and types, then running the tests ..."

@@ -132,14 +132,16 @@ def test_stretching_keeps_the_whole_frame(tmp_path):
         read_clip(path, fit="squeeze")
 
 
-def test_fine_stripes_average_out(tmp_path):
+@pytest.mark.parametrize("side", [120, 520])  # resized in one step, or shrunk by the decoder's scaler first
+def test_fine_stripes_average_out(tmp_path, side):
     """Without antialiasing stripes one pixel wide would alias to a pattern; with it they turn grey."""
-    picture = np.zeros((1200, 1200, 3), np.uint8)
+    picture = np.zeros((side, side, 3), np.uint8)
     picture[:, ::2] = 255
     pixels = read_clip(
         make_video(tmp_path / "a.avi", [picture] * 2, "ffv1", pixel_format="bgr0"), 2, 40
     ).pixels
-    assert (pixels - 0.5).abs().max() < 0.05
+    middle = pixels[..., 3:-3]  # at the edge a stripe has no partner
+    assert (middle - 0.5).abs().max() < 0.12
 
 
 @pytest.mark.parametrize("shape", [(47, 63), (2, 500), (33, 32)])
