@@ -116,7 +116,7 @@ def _setting(text: str) -> tuple[str, object]:
 
 def _explain(options) -> int:
     from .clips import read_clip
-    from .explain import explain
+    from .explain import Explanation, explain
     from .networks import load_network
 
     _check_device(options.device)
@@ -141,6 +141,7 @@ def _explain(options) -> int:
         device=options.device,
         **changes,
     )
+    assert isinstance(result, Explanation)  # one clip, one explanation
     if result.interrupted:
         print("Interrupted: what follows is the best so far.")
     print("Kept    probability")
