@@ -145,8 +145,8 @@ def _explain(options) -> int:
     if result.interrupted:
         print("Interrupted: what follows is the best so far.")
     print("Kept    probability")
-    for ratio, probability in zip(result.ratios, result.probability, strict=True):
-        print(f"{ratio:6.1%}  {float(probability):.3f}")
+    for ratio, probability, final in zip(result.ratios, result.probability, result.converged, strict=True):
+        print(f"{ratio:6.1%}  {float(probability):.3f}{'' if final else '  (its mask has not settled yet)'}")
     name = Path(options.video).stem
     written = [
         out / f"{name}.overlay.mp4",
