@@ -1,10 +1,12 @@
 """The house rules that a program can check."""
 
 import ast
+import io
 import json
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -84,10 +86,23 @@ def test_importing_is_quick_and_explain_stays_a_function():
     assert done.returncode == 0, done.stderr
 
 
+def lines_of_code(path: Path) -> int:
+    """Lines that hold code: no blank ones, comments or docstrings, which nobody should be tempted to save on."""
+    text, lines = path.read_text(), set()
+    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in silent | {tokenize.ENDMARKER}:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            lines.difference_update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(lines)
+
+
 def test_modules_stay_small():
-    lines = {path.name: len(path.read_text().splitlines()) for path in MODULES}
+    lines = {path.name: lines_of_code(path) for path in MODULES}
     assert sum(lines.values()) <= 4000, lines
-    assert max(lines.values()) <= 400, lines
+    assert max(lines.values()) <= 350, lines
 
 
 def imports_at_the_top(path: Path) -> set[str]:
