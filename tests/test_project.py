@@ -87,7 +87,7 @@ def test_importing_is_quick_and_explain_stays_a_function():
 
 
 def lines_of_code(path: Path) -> int:
-    """Lines that hold code: no blank ones, comments or docstrings, which nobody should be tempted to save on."""
+    """Lines that hold code: no blank ones, comments or docstrings, on which nobody should save."""
     text, lines = path.read_text(), set()
     silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
