@@ -35,7 +35,19 @@ _HOME = {
     "StepConfig": "explain",
 }
 _SUBMODULES = frozenset(
-    ("clips", "figures", "losses", "masks", "networks", "perturb", "stage", "tables", "training", "widgets")
+    (
+        "clips",
+        "datasets",
+        "figures",
+        "losses",
+        "masks",
+        "networks",
+        "perturb",
+        "stage",
+        "tables",
+        "training",
+        "widgets",
+    )
 )  # not "explain": at the top that name is the function
 
 __all__ = [

@@ -149,20 +149,21 @@ class NarrowVGG16LSTM(VGGLSTM):
 
     Differs from the full network, besides in width, by batch norm after each convolution (it trains in
     minutes instead of hours), by a first convolution of stride 2, by one or two convolutions in a block, by
-    playing each clip twice (see `VGGLSTM`) and by training with gradients that cross time. The last map is 3
-    x 3, flattened as VGG does it.
+    playing each clip twice (see `VGGLSTM`) and by training with gradients that cross time. The last max-pool
+    covers the whole 7 x 7 map, so that the answer is free of the place: flattened as VGG does it, the map asks
+    for each motion to be learnt at each place anew.
 
     Args:
         classes: number of outputs.
-        width: channels of the first block; the others have 2, 4, 6 and 6 times as many.
+        width: channels of the first block; the others have 2, 4, 6 and 12 times as many.
         hidden: size of the LSTM's states.
         dropout: after fc6, fc7 and the LSTM.
     """
 
-    def __init__(self, classes: int, width: int = 16, hidden: int = 64, dropout: float = 0.2):
+    def __init__(self, classes: int, width: int = 16, hidden: int = 96, dropout: float = 0.1):
         w = width
-        features = narrow_vgg(((w,), (2 * w, 2 * w), (4 * w, 4 * w), (6 * w, 6 * w), (6 * w,)))
-        super().__init__(features, 54 * w, (192, 128), hidden, classes, dropout, detach_state=False, plays=2)
+        features = narrow_vgg(((w,), (2 * w, 2 * w), (4 * w, 4 * w), (6 * w, 6 * w), (12 * w,)))
+        super().__init__(features, 12 * w, (192, 128), hidden, classes, dropout, detach_state=False, plays=2)
         self.settings = {"classes": classes, "width": width, "hidden": hidden, "dropout": dropout}
         self.target_layer = f"features.{len(features) - 2}"  # conv5 after its ReLU, before the last pool
         for part in (self.features, self.fc6, self.fc7, self.fc8):  # the LSTM keeps its own start
@@ -186,7 +187,7 @@ def narrow_vgg(plan: Sequence[Sequence[int]]) -> nn.Sequential:
             channels = width
         if number < len(plan) - 2:
             layers.append(nn.MaxPool2d(2))
-    layers.append(nn.MaxPool2d(3, 2))
+    layers.append(nn.AdaptiveMaxPool2d(1))
     return nn.Sequential(*layers)
 
 

@@ -209,7 +209,7 @@ def load_network(name_or_path: str | Path) -> Network:
     name = str(name_or_path)
     if name in pretrained.NAMES:
         return Network(**pretrained.build(name))
-    for base in (networks_folder() / name, Path(name_or_path)):
+    for base in (networks_folder() / name, Path(name_or_path)) if Path(name).name else ():
         weights = base if base.suffix == ".safetensors" else base.with_name(base.name + ".safetensors")
         if weights.is_file():
             return _load_saved(weights)

@@ -392,8 +392,9 @@ class TestFiles:
     def test_unknown_names_get_a_hint(self):
         with pytest.raises(ValueError, match="did you mean .*'imagenet-consensus'"):
             load_network("imagenet-consensos")
-        with pytest.raises(ValueError, match="known: .*kinetics-s3d"):
-            load_network("zzz")
+        for name in ("zzz", ""):
+            with pytest.raises(ValueError, match="known: .*kinetics-s3d"):
+                load_network(name)
         assert "imagenet-consensus" in available_networks() and "kinetics-mvit_v2_s" in available_networks()
 
 
