@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--frames", type=int, help="frames to sample (default: what the network wants, or 16)"
     )
+    explain.add_argument(
+        "--fit", choices=("crop", "stretch"), help="cut out a square, or squeeze all of the frame into one"
+    )
     explain.add_argument("--start", type=float, help="where to begin, seconds")
     explain.add_argument("--stop", type=float, help="where to end, seconds")
     explain.add_argument("--seed", type=int, default=0, help="default: %(default)s")
@@ -122,7 +125,7 @@ def _explain(options) -> int:
     _check_device(options.device)
     network = load_network(options.network)
     frames = (network.frames or 16) if options.frames is None else options.frames
-    fit = "stretch" if network.name in _WHOLE_FRAME else "crop"
+    fit = options.fit or ("stretch" if network.name in _WHOLE_FRAME else "crop")
     part = {"start": options.start, "stop": options.stop}
     clip = read_clip(options.video, frames, network.size or 112, fit=fit, **part)
     target = _label(network, clip, options.target)

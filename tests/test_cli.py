@@ -66,10 +66,13 @@ def test_a_video_is_explained_in_three_files(colours, video, tmp_path, capfd):
 
 def test_options_reach_the_engine(colours, video, tmp_path):
     options = ["--target", "blue", "--method", "ep3d", "--perturbation", "fade-black", "--frames", "8"]
+    options += ["--fit", "stretch"]
     assert explain(video, tmp_path, *options) == 0
     result = sl.Explanation.load(tmp_path / "red patch.explanation.safetensors")
     assert (result.label, result.method, result.config.perturbation) == ("blue", "ep3d", "fade-black")
     assert result.masks.shape[1] == 8 and result.ratios == (0.1, 0.3)
+    whole = sl.read_clip(video, frames=8, size=28, fit="stretch")
+    assert torch.equal(result.clip.pixels, whole.pixels)
 
 
 @pytest.mark.parametrize("target, label", [("2", "blue"), ("7", "7"), ("dark grey", "dark grey")])
