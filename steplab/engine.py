@@ -1,4 +1,4 @@
-"""The optimisation itself: constants, one energy, its descent, and a network left as it was found.
+"""The optimisation itself: one energy, its descent, and a network left as it was found.
 
 `explain.py` is the door; nothing here reads or writes files.
 """
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .config import PAPER_SEEDS, StepConfig
 from .losses import (
     area_loss,
     area_loss_per_frame,
@@ -24,123 +25,6 @@ from .losses import (
 from .masks import MaskGenerator
 from .networks import Network
 from .perturb import KINDS, Perturbation
-
-
-@dataclass(frozen=True)
-class StepConfig:
-    """Every constant of the method. `explain(..., method=, preset=, **overrides)` builds one.
-
-    The energy that is minimised, for a mask M of N = T*H*W values drawn from seeds:
-
-        area_weight * area_growth^i * ||vecsort(M) - r_v||^2 / N + core_weight * L_K Z / N - reward_weight * R
-
-    R is Phi_c(M (x) X) for reward "probability" (the paper's equations) and log Phi_c for "log" (the
-    published demo's); Z is the number of voxels that a window of L_K stands for. Sizes in pixels whose
-    default is None grow with the frame.
-    """
-
-    # what is asked of a mask
-    per_frame: bool = False  # the ratio holds for every frame (EP-3D-Evenly, eq. 11)
-    smooth_reach: int = 0  # seeds smoothed over time, dt frames (eq. 12)
-    core_weight: float = 0.0  # of L_K (eq. 7): STEP
-    second_order_weight: float = 0.0  # of the mean squared second difference over time
-    # the energy
-    reward: str = "log"  # "log" or "probability"
-    reward_weight: float = 1.0
-    area_weight: float = 300.0  # lambda
-    area_growth: float = 1.0  # lambda grows by this factor each iteration
-    core_start: int = 0  # iterations before L_K sets in
-    core_kernel: tuple[int, int, int] = (7, 11, 11)
-    core_stride: tuple[int, int, int] = (1, 11, 11)
-    core_padding: str = "wrap"  # in time: "wrap", "replicate", or "none" (the paper's letter)
-    core_spread: bool = True  # windows share the 2 pixels that stride 11 leaves over at the edge of 112
-    released_core: bool = False  # L_K as in the published demo: ideal ellipsoid, two means
-    # masks
-    step: int = 7  # pixels from seed to seed
-    sigma: float | None = None  # of a seed's disc; None: 11 px at 112
-    boundary: str = "wrap"  # see MaskGenerator
-    perturbation: str = "blur"  # see Perturbation
-    blur_sigma: float | None = None  # None: 20 px at 112
-    # the descent
-    iterations: int = 2000
-    optimiser: str = "sgd"  # "sgd" or "adam"
-    learning_rate: float = 0.05  # share of the way from 1 to 0 that the area moves a seed at the start
-    scale_rate: bool = True  # False: learning_rate multiplies the gradient as it is, whatever the size
-    momentum: float = 0.9
-    dampening: float = 0.9
-    shrink: int = 0  # iterations in which the ratio falls from 1 to what was asked
-    patience: int = 0  # stop when nothing has moved for so many iterations; 0: never
-    tolerance: float = 0.01  # ... no more than this share of the energy
-    ratio_tolerance: float = 0.1  # a mask is final only if its mean is this near to the ratio, relative to it
-    # running
-    heat_sigma: float = 0.09  # blur of the masks that are summed to a heat map, share of min(H, W)
-    precision: str = "auto"  # "auto", "float32" or "bfloat16": of the network's own arithmetic
-    callback_every: int = 5  # iterations
-
-
-METHODS: dict[str, dict] = {
-    "step": {"core_weight": 300.0},
-    "step-padded": {"core_weight": 300.0, "core_padding": "replicate"},
-    "ep3d": {},
-    "ep3d-evenly": {"per_frame": True},
-    "ep3d-gaussian-1": {"smooth_reach": 1},
-    "ep3d-gaussian-2": {"smooth_reach": 2},
-    "ep3d-gaussian-3": {"smooth_reach": 3},
-    "ep3d-second-order": {"second_order_weight": 300.0},
-}
-
-PRESETS: dict[str, dict] = {
-    "smoke": {"iterations": 12, "learning_rate": 0.25},
-    "lesson": {"iterations": 150, "learning_rate": 0.2, "shrink": 60, "patience": 12},
-    "paper": {"iterations": 2000, "reward": "probability"},
-    "released": {
-        "iterations": 2000,
-        "boundary": "padded",
-        "perturbation": "pyramid",
-        "scale_rate": False,
-        "released_core": True,
-        "core_padding": "none",
-        "core_spread": False,
-        "core_start": 100,
-    },
-}
-
-
-def make_config(method: str, preset: str, size: Sequence[int], overrides: dict) -> StepConfig:
-    """The constants of a method under a preset for clips of `size` (T, H, W); `overrides` win.
-
-    Raises:
-        ValueError: unknown method, preset or constant.
-    """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    unknown = set(overrides) - set(StepConfig.__dataclass_fields__)
-    if unknown:
-        known = ", ".join(StepConfig.__dataclass_fields__)
-        raise ValueError(f"unknown constant {', '.join(sorted(unknown))}; StepConfig has {known}")
-    values = {**METHODS[method], **PRESETS[preset]}
-    if preset == "released":
-        is_step = method.startswith("step")
-        values["reward_weight"] = 1.0 if is_step else 100.0
-        values["area_growth"] = 1.0008668 if is_step else 1.0
-        values["sigma"] = 23.0 if min(size[1:]) >= 224 else None
-        if method == "step-padded":
-            values["core_padding"] = "replicate"
-    config = StepConfig(**{**values, **overrides})
-    for name in ("iterations", "callback_every", "learning_rate", "heat_sigma", "area_weight"):
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
-    for name, allowed in (
-        ("reward", ("log", "probability")),
-        ("optimiser", ("sgd", "adam")),
-        ("precision", ("auto", "float32", "bfloat16")),
-        ("perturbation", KINDS),
-    ):
-        if getattr(config, name) not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
-    return config
 
 
 @contextmanager
@@ -232,9 +116,6 @@ class Descent:
         seed: int = 0,
     ):
         self.score, self.config = score, config
-        self.numbers = torch.Generator().manual_seed(
-            seed
-        )  # the same draws for every item: batches change nothing
         self.clips, self.ratios = list(clips), list(ratios)
         size = tuple(pixels.shape[2:])
         self.generator = MaskGenerator(size, config.step, config.sigma, config.boundary)
@@ -242,14 +123,21 @@ class Descent:
         self.items = torch.tensor(self.clips, device=pixels.device)
         self.targets = torch.tensor([targets[c] for c in self.clips], device=pixels.device)
         shape = (len(self.ratios), *self.generator.seed_shape)
-        self.seeds = pixels.new_ones(shape) if start is None else start.to(pixels).clone()
+        if start is None:  # the same numbers for every item, so that a batch changes nothing
+            noise = torch.rand(shape[1:], generator=torch.Generator().manual_seed(seed))
+            start = (1 - config.start_noise * noise).expand(shape)
+        self.seeds = start.to(pixels).clone()
         self.first_ratios = [float(s.mean()) for s in self.seeds]  # where a shrinking ratio begins
         self.seeds.requires_grad_()
         self.velocity = torch.zeros_like(self.seeds, requires_grad=False)
         self.square = torch.zeros_like(self.velocity)
-        self.rate = config.learning_rate
-        if config.scale_rate:  # at the start, d(area/N)/d(seed) = 2 / number of seeds, however large the clip
-            self.rate *= self.seeds[0].numel() / (2 * config.area_weight)
+        # d(area / N) / d(seed) is at first 2 / number of seeds: the larger the clip, the weaker each seed is
+        # pressed, while the network pulls as before. So each is pressed as in the paper's 16 x 112 x 112,
+        # where there are 4096, and moves at first by `learning_rate`.
+        self.pressure, self.rate = 1.0, config.learning_rate
+        if config.scale_to_size:
+            self.pressure = self.seeds[0].numel() / PAPER_SEEDS
+            self.rate *= PAPER_SEEDS / (2 * config.area_weight)
         self.iteration = 0
 
     def targets_now(self) -> list[float]:
@@ -265,7 +153,7 @@ class Descent:
 
     def masks(self) -> tuple[Tensor, Tensor]:
         """(what the losses see, what the network sees) of the present seeds."""
-        seeds = gaussian_smooth_time(self.seeds, self.config.smooth_reach)
+        seeds = gaussian_smooth_time(self.seeds, self.config.smooth_reach, self.config.time_wrap)
         whole = self.generator.whole(seeds)
         return whole, self.generator.crop(whole)
 
@@ -278,26 +166,32 @@ class Descent:
         )
         reward = log_p if c.reward == "log" else log_p.exp()
         area = (area_loss_per_frame if c.per_frame else area_loss)(whole, ratios) / whole[0].numel()
-        energy = c.area_weight * c.area_growth**self.iteration * area - c.reward_weight * reward
+        energy = c.area_weight * c.area_growth**self.iteration * area
         parts = {"area": area}
         if c.core_weight and self.iteration >= c.core_start:
             parts["core"] = self._core(whole, ratios)
             energy = energy + c.core_weight * parts["core"]
         if c.second_order_weight and masks.shape[1] > 2:
-            energy = energy + c.second_order_weight * second_order_difference(whole) / whole[0].numel()
+            bend = second_order_difference(whole, c.time_wrap) / whole[0].numel()
+            energy = energy + c.second_order_weight * bend
+        energy = self.pressure * energy - c.reward_weight * reward
         mean = masks.detach().mean(dim=(1, 2, 3))
         return {"energy": energy, "probability": log_p.exp(), "mean": mean, "masks": masks, **parts}
 
     def _core(self, whole: Tensor, ratios: list[float]) -> Tensor:
         c = self.config
         size = whole.shape[1:]
-        if c.released_core:  # the ideal ellipsoid's voxels, rounded down; two means
+        windows = self.generator.seed_shape[1:] if c.core_layout == "seeds" else None
+        ones = None
+        if c.core_ideal:
             voxels = int(np.prod(c.core_kernel) * 0.5236)
             ones = [int(np.ceil(v * np.prod(size) / voxels)) for v in ratios]
-            return core_loss(whole, ratios, c.core_kernel, c.core_stride, c.core_padding, ones, balanced=True)
-        loss = core_loss(whole, ratios, c.core_kernel, c.core_stride, c.core_padding, spread=c.core_spread)
-        # per window, so that L_K is of the area's scale: as many windows as the mask has voxels / Z
-        return loss * float(ellipsoid_kernel(c.core_kernel, False).sum()) / whole[0].numel()
+        loss = core_loss(
+            whole, ratios, c.core_kernel, c.core_stride, c.core_padding, ones, c.core_balanced, windows
+        )
+        # a sum over windows, each of which stands for the Z voxels in it, is brought to the area's scale
+        scale = float(ellipsoid_kernel(c.core_kernel, False).sum()) / whole[0].numel()
+        return loss if c.core_balanced else loss * scale
 
     def step(self) -> dict[str, Tensor]:
         """One iteration; returns the parts of the energy before it."""
@@ -306,9 +200,7 @@ class Descent:
         (gradient,) = torch.autograd.grad(parts["energy"].sum(), self.seeds)
         with torch.no_grad():
             if c.optimiser == "sgd":
-                fresh = (
-                    1 - c.dampening if self.iteration else 1.0
-                )  # the first step is whole, as torch.optim.SGD's
+                fresh = 1 - c.dampening
                 self.velocity.mul_(c.momentum).add_(gradient, alpha=fresh)
                 self.seeds.sub_(self.velocity, alpha=self.rate)
             else:

@@ -5,8 +5,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,11 +14,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .clips import Clip
-from .engine import METHODS, PRESETS, Descent, State, StepConfig, make_config, untouched
+from .config import LITERAL, METHODS, PRESETS, StepConfig, make_config
+from .engine import Descent, State, untouched
 from .explanation import Explanation, fingerprint, heat_map, versions
 from .networks import Network
 
 __all__ = [
+    "LITERAL",
     "METHODS",
     "PRESETS",
     "Explanation",
@@ -57,7 +58,7 @@ def explain(
         ratios: preservation ratios, each in (0, 1).
         preset: smoke (seconds; to see that it runs), lesson, paper (2000 iterations) or released (the
             published demo's reading of the paper).
-        seed: fixes whatever is drawn at random; the same call gives the same masks on the same device.
+        seed: of the small noise that masks start with; the same call gives the same masks on the same device.
         device: where to compute; default: where the network is.
         progress: show a progress bar.
         callback: called with a :class:`State` every `callback_every` iterations.
@@ -79,6 +80,9 @@ def explain(
         raise ValueError(f"max_batch must be at least 1, got {max_batch}")
     config = make_config(method, preset, clips[0].pixels.shape[1:], overrides)
     device = _device(network, device)
+    if config.precision == "auto":  # the result says what was used
+        used = "bfloat16" if _bfloat16_pays(network, device) else "float32"
+        config = replace(config, precision=used)
     with untouched(network, device), torch.inference_mode(False), torch.enable_grad():
         run = _Run(network, clips, target, config, device, progress, callback, seed)
         work = [(c, v) for c in range(len(clips)) for v in ratios]
@@ -125,7 +129,9 @@ class _Run:
     def __init__(self, network, clips, target, config, device, progress, callback, seed):
         self.network, self.config, self.callback, self.seed = network, config, callback, seed
         self.pixels = torch.stack([c.pixels for c in clips]).to(device)
-        self.autocast = _reduced_precision(network, config.precision, device)
+        self.reduced = config.precision == "bfloat16"
+        if self.reduced:
+            _reduced_precision(network)
         with torch.no_grad():
             p = torch.cat([self.score(x[None].clone()).float().exp() for x in self.pixels])
         if not torch.isfinite(p).all():
@@ -137,7 +143,10 @@ class _Run:
 
     def score(self, pixels: Tensor) -> Tensor:
         """log Phi, (batch, classes)."""
-        with self.autocast:
+        if not self.reduced:
+            return self.network.log_probabilities(pixels)
+        pixels = pixels.contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast(pixels.device.type, torch.bfloat16):
             return self.network.log_probabilities(pixels)
 
     def optimise(self, work: list[tuple[int, float]], start: Tensor | None = None) -> list[dict]:
@@ -261,16 +270,19 @@ def _device(network: Network, device) -> torch.device:
     return first.device if first is not None else torch.device("cpu")
 
 
-def _reduced_precision(network: Network, precision: str, device: torch.device) -> AbstractContextManager:
-    """bfloat16 for the network's convolutions and products, where that is asked for or pays."""
-    if precision == "float32" or (precision == "auto" and not _bfloat16_pays(network, device)):
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+def _reduced_precision(network: Network) -> None:
+    """Convolution weights in bfloat16 and channels-last; `untouched` puts the originals back."""
+    for m in network.module.modules() if network.module is not None else ():
+        if isinstance(m, torch.nn.Conv3d):
+            m.weight.data = m.weight.data.to(torch.bfloat16, memory_format=torch.channels_last_3d)
 
 
 def _bfloat16_pays(network: Network, device: torch.device) -> bool:
-    """Whether the processor multiplies in bfloat16 and the network is large enough to gain by it."""
-    if network.module is None or sum(p.numel() for p in network.module.parameters()) < 3e6:
+    """Whether the processor multiplies in bfloat16 and the network is large enough to gain by it.
+
+    Decided by size, not by a stopwatch, so that the same call computes the same thing.
+    """
+    if network.module is None or sum(p.numel() for p in network.module.parameters()) < 1e7:
         return False
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -326,6 +338,9 @@ def smallest_ratio(
             raise ValueError(f"{name} must lie in (0, 1], got {value}")
     config = make_config(method, preset, clips[0].pixels.shape[1:], overrides)
     device = _device(network, device)
+    if config.precision == "auto":  # the result says what was used
+        used = "bfloat16" if _bfloat16_pays(network, device) else "float32"
+        config = replace(config, precision=used)
     with untouched(network, device), torch.inference_mode(False), torch.enable_grad():
         run = _Run(network, clips[:1], target, config, device, progress, None, seed)
         goal = run.originals[0] if threshold is None else threshold

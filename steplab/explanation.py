@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import __version__
 from .clips import Clip
-from .engine import StepConfig
+from .config import StepConfig
 from .networks import Network
 from .perturb import blur
 

@@ -131,7 +131,7 @@ def ellipsoid_kernel(
 
 
 def window_count(ratio: float, size: Sequence[int], kernel: tuple[int, int, int] = KERNEL) -> int:
-    """k = ceil(v T H W / Z) windows should be full: 13/33/65/130/194 for v = .02/.05/.1/.2/.3 at 16x112x112."""
+    """k = ceil(v T H W / Z) windows should be full: 13/33/65/130/194 for .02/.05/.1/.2/.3 at 16x112x112."""
     ones = int(ellipsoid_kernel(kernel, normalised=False).sum())
     return math.ceil(round(ratio * math.prod(size) / ones, 6))
 
@@ -141,14 +141,14 @@ def window_means(
     kernel: tuple[int, int, int] = KERNEL,
     stride: tuple[int, int, int] = STRIDE,
     time_padding: str = "none",
-    spread: bool = False,
+    windows: tuple[int, int] | None = None,
 ) -> Float[Tensor, "batch t i j"]:
     """M * K: the mean of the mask over each ellipsoid, values in [0,1].
 
     Stride (1, 11, 11) gives 10 x 10 x 10 windows on a 16 x 112 x 112 mask. Without padding 48 % of the voxels
     lie in no window and the first and last frame in hardly any; ``"replicate"`` and ``"wrap"`` give every
-    frame a window of its own (16 x 10 x 10). `spread` shares the pixels that are left over (2 of 112) between
-    the windows, so that the grid closes on a torus; otherwise a strip at the right and bottom is unseen.
+    frame a window of its own (16 x 10 x 10). `windows`, instead of a stride, sets so many rows and columns of
+    them at even distances round the torus.
     """
     if time_padding not in TIME_PADDINGS:
         raise ValueError(f"time_padding must be one of {', '.join(TIME_PADDINGS)}, got {time_padding!r}")
@@ -157,12 +157,12 @@ def window_means(
     batch, time, height, width = masks.shape
     if height < kernel[1] or width < kernel[2] or (time_padding == "none" and time < kernel[0]):
         raise ValueError(f"masks of {time}x{height}x{width} are smaller than the kernel {kernel}")
-    if spread:
-        for axis in (2, 3):
-            count = masks.shape[axis] // max(kernel[axis - 1], stride[axis - 1])
-            first = (torch.arange(count) + 0.5) * (masks.shape[axis] / count) - kernel[axis - 1] / 2
-            rows = first.round().long()[:, None] + torch.arange(kernel[axis - 1])
-            masks = masks.index_select(axis, rows.flatten().to(masks.device))
+    if windows is not None:
+        for axis, count in zip((2, 3), windows, strict=True):
+            span = kernel[axis - 1]
+            first = ((torch.arange(count) + 0.5) * masks.shape[axis] / count - span / 2).round().long()
+            index = (first[:, None] + torch.arange(span)).flatten() % masks.shape[axis]
+            masks = masks.index_select(axis, index.to(masks.device))
         stride = (1, kernel[1], kernel[2])
     blocks = masks.unfold(2, kernel[1], stride[1]).unfold(3, kernel[2], stride[2])
     weight = ellipsoid_kernel(kernel).to(masks).flatten(1)  # (T_K, H_K*W_K)
@@ -183,20 +183,24 @@ def core_loss(
     time_padding: str = "none",
     ones: Sequence[int] | None = None,
     balanced: bool = False,
-    spread: bool = False,
+    windows: tuple[int, int] | None = None,
 ) -> Float[Tensor, "batch"]:
     """L_K = ||vecsort(M*K) - r_v'||^2 (eq. 7): k windows full, the others empty, so the mask holds together.
 
     Args:
         masks, ratio: as in :func:`area_loss`.
-        kernel, stride, time_padding, spread: of the windows, see :func:`window_means`.
-        ones: k of each mask; default ceil(v T H W / Z), :func:`window_count`.
+        kernel, stride, time_padding, windows: of the windows, see :func:`window_means`.
+        ones: k of each mask; default ceil(v T H W / Z), :func:`window_count`, times as many as there are
+            `windows` for one of stride 11 x 11, if they are given.
         balanced: mean over the k windows plus mean over the others, as in the published demo, instead of
             the sum over all.
     """
-    means = window_means(masks, kernel, stride, time_padding, spread).flatten(1)
+    means = window_means(masks, kernel, stride, time_padding, windows).flatten(1)
     if ones is None:
         ones = [window_count(v, masks.shape[1:], kernel) for v in _as_list(ratio, len(masks))]
+        if windows is not None:
+            density = math.prod(windows) * kernel[1] * kernel[2] / math.prod(masks.shape[2:])
+            ones = [math.ceil(k * density) for k in ones]
     count = means.shape[1]
     ones = [min(k, count) for k in ones]
     weights = [(1 / max(k, 1), 1 / max(count - k, 1)) if balanced else (1.0, 1.0) for k in ones]
@@ -204,25 +208,38 @@ def core_loss(
 
 
 def gaussian_smooth_time(
-    seeds: Float[Tensor, "batch time h w"], reach: int
+    seeds: Float[Tensor, "batch time h w"], reach: int, wrap: bool = False
 ) -> Float[Tensor, "batch time h w"]:
     """Seeds smoothed over time (EP-3D(dt), eq. 12): weights exp(-u^2/(0.6 dt)), |u| <= dt = `reach` frames.
 
-    Normalised over the frames that exist, so a constant stays what it is; `reach` 0 changes nothing.
+    Normalised over the frames that exist, so a constant stays what it is; `reach` 0 changes nothing. The
+    first and last frame then count less than the others; `wrap` joins them, and all count alike.
     """
     if reach < 0:
         raise ValueError(f"reach must not be negative, got {reach}")
     if reach == 0:
         return seeds
     time = seeds.shape[1]
-    distance = (torch.arange(time)[:, None] - torch.arange(time)[None]).to(torch.float64)
-    weight = torch.exp(-(distance**2) / (0.6 * reach)) * (distance.abs() <= reach)
+    offset = torch.arange(-reach, reach + 1)
+    frame = torch.arange(time)[:, None] + offset
+    value = torch.exp(-(offset.to(torch.float64) ** 2) / (0.6 * reach)).expand(time, -1)
+    if not wrap:
+        value = value * ((frame >= 0) & (frame < time))
+    weight = torch.zeros(time, time, dtype=torch.float64)
+    weight.scatter_add_(1, frame % time, value)
     weight = (weight / weight.sum(dim=1, keepdim=True)).to(seeds)
     return torch.einsum("ut,bthw->buhw", weight, seeds)
 
 
-def second_order_difference(masks: Float[Tensor, "batch time height width"]) -> Float[Tensor, "batch"]:
-    """sum over t, i, j of (m_{t-1} - 2 m_t + m_{t+1})^2: the obvious way to smoothness (section 3.2.2)."""
+def second_order_difference(
+    masks: Float[Tensor, "batch time height width"], wrap: bool = False
+) -> Float[Tensor, "batch"]:
+    """sum over t, i, j of (m_{t-1} - 2 m_t + m_{t+1})^2: the obvious way to smoothness (section 3.2.2).
+
+    `wrap` joins the last frame to the first; otherwise the two are smoothed less than the others.
+    """
     if masks.shape[1] < 3:
         raise ValueError(f"second differences need at least 3 frames, got {masks.shape[1]}")
+    if wrap:
+        masks = torch.cat([masks[:, -1:], masks, masks[:, :1]], dim=1)
     return (masks[:, :-2] - 2 * masks[:, 1:-1] + masks[:, 2:]).square().flatten(1).sum(1)

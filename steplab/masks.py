@@ -92,8 +92,13 @@ class MaskGenerator:
         if seeds.ndim != 4 or tuple(seeds.shape[1:]) != self.seed_shape:
             raise ValueError(f"seeds must be (batch, {self.seed_shape}), got shape {tuple(seeds.shape)}")
         _, height, width = self.size
-        drawn = _Drawing.apply(self._surround(seeds).flatten(0, 1), self)
-        drawn = drawn.unflatten(0, seeds.shape[:2])
+        grid = self._surround(seeds)
+        if (
+            grid.device.type == "cpu"
+        ):  # one by one: blocks stay in the cache, and no rounding depends on the batch
+            drawn = torch.stack([_Drawing.apply(item, self) for item in grid])
+        else:
+            drawn = _Drawing.apply(grid.flatten(0, 1), self).unflatten(0, grid.shape[:2])
         if self.boundary == "padded":
             return drawn
         if self.boundary == "wrap" and drawn.shape[2:] != (height, width):

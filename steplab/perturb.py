@@ -49,10 +49,10 @@ class Perturbation:
 
     Args:
         pixels: clips `(batch, 3, T, H, W)`, values in [0,1].
-        kind: ``"blur"`` m x + (1-m) (k * x), the paper's eq. 1, edges replicated; ``"pyramid"``: m picks among
-            8 blurs from `sigma` (m = 0) down to none (m = 1), linear between two levels, zeros outside, as
-            the published demo does; ``"fade-mean"`` (to the clip's mean colour), ``"fade-black"``,
-            ``"fade-grey"`` (.5).
+        kind: ``"blur"`` m x + (1-m) (k * x), the paper's eq. 1, edges replicated; ``"pyramid"``: m picks
+            among 8 blurs from `sigma` (m = 0) down to none (m = 1), linear between two levels, zeros
+            outside, as the published demo does; ``"fade-mean"`` (to the clip's mean colour),
+            ``"fade-black"``, ``"fade-grey"`` (.5).
         sigma: of the strongest blur, in pixels; default 20 px at 112 px, in proportion at other sizes.
 
     Raises:

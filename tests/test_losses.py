@@ -78,21 +78,18 @@ def test_losses_of_a_batch_are_those_one_by_one():
         torch.testing.assert_close(loss(masks, torch.tensor(ratios)), one_by_one, rtol=0, atol=1e-12)
 
 
+def gradient_is_right(loss, masks):
+    return torch.autograd.gradcheck(loss, masks.clone().requires_grad_(), fast_mode=True)
+
+
 def test_gradients_in_double_precision():
-    masks = random_masks(2, 7, 12, 12, seed=3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda m: area_loss(m, [0.1, 0.3]), masks[:, :2, :5, :5])
-    assert torch.autograd.gradcheck(lambda m: area_loss_per_frame(m, 0.3), masks[:, :2, :5, :5])
+    masks = random_masks(2, 4, 9, 9, seed=3)
+    assert gradient_is_right(lambda m: area_loss(m, [0.1, 0.3]), masks)
+    assert gradient_is_right(lambda m: area_loss_per_frame(m, 0.3), masks)
     small = dict(kernel=(3, 4, 4), stride=(1, 4, 4))
     for padding in ("none", "replicate", "wrap"):
-        assert torch.autograd.gradcheck(
-            lambda m, p=padding: core_loss(
-                m, 0.3, time_padding=p, ones=[2, 3], balanced=p == "none", **small
-            ),
-            masks[:, :4, :8, :8],
-        )
-    assert torch.autograd.gradcheck(
-        lambda m: core_loss(m, 0.3, ones=[1, 2], spread=True, **small), masks[:, :3, :9, :9]
-    )
+        options = dict(time_padding=padding, balanced=padding == "none", **small)
+        assert gradient_is_right(lambda m, o=options: core_loss(m, 0.3, ones=[1, 2], **o), masks)
 
 
 def test_kernel_is_the_papers_ellipsoid():
@@ -165,21 +162,36 @@ def test_windows_of_the_paper():
     torch.testing.assert_close(even[0].sum((1, 2)) / even.sum(), torch.full((16,), 1 / 16))
 
 
-def test_spread_windows_leave_no_strip_at_the_edge():
-    seen = torch.zeros(1, 7, 112, 112, requires_grad=True)
-    (weight,) = torch.autograd.grad(window_means(seen, spread=True).sum(), seen)
-    rows = weight[0, 3].sum(1) > 0
-    gaps = (~rows).nonzero().flatten()
-    assert len(gaps) == 2 and not set(gaps.tolist()) & {110, 111}
-    assert (rows == rows.flip(0)).all() or len(gaps) == 2
+@pytest.mark.parametrize("size", [(112, 112), (100, 108)])
+def test_windows_round_the_torus_see_every_seed_alike(size):
+    grid = tuple(math.ceil(n / 7) for n in size)
+    seen = torch.zeros(1, 7, *size, requires_grad=True)
+    means = window_means(seen, time_padding="wrap", windows=grid)
+    assert means.shape == (1, 7, *grid)
+    (weight,) = torch.autograd.grad(means.sum(), seen)
+    assert (weight > 0).all()
+    if size == (112, 112):
+        torch.testing.assert_close(weight, weight.roll((7, 7), dims=(2, 3)))
+    full = core_loss(torch.ones(1, 7, *size), 1.0, time_padding="wrap", windows=grid)
+    torch.testing.assert_close(full, torch.zeros(1), atol=1e-4, rtol=0)
 
 
-def test_core_loss_prefers_one_piece_to_many():
-    whole, pieces = torch.zeros(2, 1, 16, 112, 112).unbind(0)
-    whole[0, 4:12, 33:66, 33:66] = 1
-    pieces[0, ::2, 33:66, 33:66] = 1
-    assert whole.sum() == pieces.sum()
-    assert core_loss(whole, 0.04) < core_loss(pieces, 0.04)
+def test_two_means_reward_a_full_window_where_the_letter_of_the_formula_does_not():
+    """Windows are one frame apart: a full one's neighbours are nearly full and ought to be empty."""
+    empty, full = torch.zeros(2, 1, 16, 112, 112).unbind(0)
+    full[0, 4:11, 33:44, 33:44] = ellipsoid_kernel(normalised=False)
+    for padding in ("none", "wrap"):
+        assert core_loss(full, 0.1, time_padding=padding) > core_loss(empty, 0.1, time_padding=padding)
+        means = (core_loss(m, 0.1, time_padding=padding, balanced=True) for m in (full, empty))
+        assert next(means) < next(means)
+
+
+def test_two_means_prefer_one_piece_to_dust():
+    tube, dust = torch.zeros(1, 16, 112, 112), torch.zeros(1, 16, 112, 112)
+    tube[0, 4:12, 33:66, 33:66] = 1
+    order = torch.randperm(dust.numel(), generator=torch.Generator().manual_seed(0))
+    dust.view(-1)[order[: int(tube.sum())]] = 1
+    assert core_loss(tube, 0.04, balanced=True) < core_loss(dust, 0.04, balanced=True) / 2
 
 
 def test_smoothing_over_time():
@@ -193,6 +205,11 @@ def test_smoothing_over_time():
     constant = torch.full((1, 5, 2, 2), 0.3, dtype=torch.float64)
     torch.testing.assert_close(gaussian_smooth_time(constant, 3), constant)
     assert torch.equal(gaussian_smooth_time(seeds, 0), seeds)
+    for reach in (1, 2, 3):  # joined end to end, every frame counts alike, however short the clip
+        for time in (4, 9):
+            frames = torch.zeros(1, time, 1, 1, dtype=torch.float64, requires_grad=True)
+            (share,) = torch.autograd.grad(gaussian_smooth_time(frames, reach, wrap=True).sum(), frames)
+            torch.testing.assert_close(share, torch.ones_like(share))
 
 
 def test_second_difference():
@@ -201,6 +218,7 @@ def test_second_difference():
     spike = torch.zeros(1, 5, 1, 1)
     spike[0, 2] = 1
     assert second_order_difference(spike).item() == 1 + 4 + 1
+    torch.testing.assert_close(second_order_difference(spike.roll(2, 1), wrap=True), torch.tensor([6.0]))
 
 
 def test_errors_say_what_was_expected():

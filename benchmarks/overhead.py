@@ -1,0 +1,142 @@
+"""What an iteration costs outside of the network: R(2+1)D-18, 16 x 112 x 112, one ratio.
+
+    python benchmarks/overhead.py [--threads 2] [--rounds 5]
+
+Times the network's own forward and backward, a whole iteration of STEP, and beside it, in the same run, the
+mask generator and full sort of torchray (extra `oracle`). Writes benchmarks/overhead.md. Medians; a busy
+machine makes all of them longer, so read the ratios.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from torchvision.models.video import r2plus1d_18
+
+from steplab.config import make_config
+from steplab.engine import Descent, untouched
+from steplab.explain import _bfloat16_pays, _reduced_precision
+from steplab.losses import area_loss, core_loss
+from steplab.masks import MaskGenerator
+from steplab.networks import Network
+from steplab.perturb import Perturbation
+
+SIZE = (16, 112, 112)
+
+
+def median_ms(work, rounds: int) -> float:
+    work()
+    spent = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        spent.append(1000 * (time.perf_counter() - start))
+    return statistics.median(spent)
+
+
+def measure(rounds: int, precision: str) -> dict[str, float]:
+    """Medians in ms for one arithmetic of the network."""
+    torch.manual_seed(0)
+    network = Network(r2plus1d_18(weights=None).eval(), [str(i) for i in range(400)], name="r2plus1d_18")
+    pixels = torch.rand(1, 3, *SIZE)
+    reduced = precision == "bfloat16"
+
+    def score(x):
+        if not reduced:
+            return network.log_probabilities(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            return network.log_probabilities(x.contiguous(memory_format=torch.channels_last_3d))
+
+    with untouched(network):
+        if reduced:
+            _reduced_precision(network)
+        descent = Descent(score, pixels, [0], [0], [0.1], make_config("step", "lesson", SIZE, {}))
+
+        def network_alone():
+            x = pixels.clone().requires_grad_()
+            torch.autograd.grad(score(x)[0, 0], x)
+
+        return {"network": median_ms(network_alone, rounds), "iteration": median_ms(descent.step, rounds)}
+
+
+def parts(rounds: int) -> dict[str, float]:
+    """Medians in ms of what is ours in an iteration, forward and backward."""
+    generator = MaskGenerator(SIZE)
+    seeds = torch.rand(1, *generator.seed_shape).requires_grad_()
+    masks = generator(seeds).detach().requires_grad_()
+    perturbation = Perturbation(torch.rand(1, 3, *SIZE))
+    weight = torch.rand(1, 3, *SIZE)
+
+    def backward(loss, at):
+        torch.autograd.grad(loss, at)
+
+    return {
+        "mask generator": median_ms(lambda: backward(generator(seeds).sum(), seeds), rounds),
+        "area loss": median_ms(lambda: backward(area_loss(masks, 0.1).sum(), masks), rounds),
+        "L_K": median_ms(lambda: backward(core_loss(masks, 0.1, time_padding="wrap").sum(), masks), rounds),
+        "blend": median_ms(lambda: backward((perturbation(masks) * weight).sum(), masks), rounds),
+    }
+
+
+def torchray_parts(rounds: int) -> dict[str, float] | None:
+    """The same of torchray: its generator on a padded mask, and a sort of all values."""
+    try:
+        from torchray.attribution.extremal_perturbation import MaskGenerator as Theirs
+    except ImportError:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        generator = Theirs(SIZE[1:], 7, 11)
+    seeds = torch.rand(SIZE[0], 1, 16, 16).requires_grad_()
+    masks = torch.rand(SIZE).requires_grad_()
+    goal = torch.zeros(masks.numel())
+    goal[-masks.numel() // 10 :] = 1
+
+    def generate():
+        torch.autograd.grad(generator.generate(seeds)[0].sum(), seeds)
+
+    def sort():
+        torch.autograd.grad(((masks.flatten().sort().values - goal) ** 2).mean(), masks)
+
+    return {"mask generator": median_ms(generate, rounds), "area loss": median_ms(sort, rounds)}
+
+
+def main():
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--rounds", type=int, default=5)
+    chosen = options.parse_args()
+    torch.set_num_threads(chosen.threads)
+    probe = Network(r2plus1d_18(weights=None), [str(i) for i in range(400)])
+    precisions = ["float32"] + ["bfloat16"] * _bfloat16_pays(probe, torch.device("cpu"))
+    lines = [
+        "# What an iteration costs outside of the network",
+        "",
+        f"R(2+1)D-18, 16 x 112 x 112, one ratio, STEP; {chosen.threads} threads, torch {torch.__version__}, "
+        f"{platform.machine()}; medians of {chosen.rounds}, ms. By `make bench`.",
+        "",
+        "| network's arithmetic | network alone | whole iteration | the rest |",
+        "|---|---|---|---|",
+    ]
+    for precision in precisions:
+        m = measure(chosen.rounds, precision)
+        rest = 1 - m["network"] / m["iteration"]
+        lines.append(f"| {precision} | {m['network']:.0f} | {m['iteration']:.0f} | {rest:.1%} |")
+    ours, theirs = parts(4 * chosen.rounds), torchray_parts(chosen.rounds) or {}
+    lines += ["", "| part, forward and backward | ours | torchray | ratio |", "|---|---|---|---|"]
+    for name, ms in ours.items():
+        other = theirs.get(name)
+        beside = f"{other:.1f} | {other / ms:.1f}" if other else "- | -"
+        lines.append(f"| {name} | {ms:.1f} | {beside} |")
+    lines += ["", f"All of ours together: {sum(ours.values()):.1f} ms."]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    Path(__file__).with_suffix(".md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Every constant of the method, and the named sets of them: methods and presets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+PAPER_SEEDS = 16 * 16 * 16
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """Every constant of the method. `explain(..., method=, preset=, **overrides)` builds one.
+
+    The energy that is minimised, for a mask M of N = T*H*W values drawn from seeds:
+
+        area_weight * area_growth^i * ||vecsort(M) - r_v||^2 / N + core_weight * L_K - reward_weight * R
+
+    R is Phi_c(M (x) X) for reward "probability" (the paper's equations) and log Phi_c for "log" (the
+    published demo's). Sizes in pixels whose default is None grow with the frame.
+
+    L_K to the letter sums over windows one frame apart, of which only v N / Z shall be full. But a full one's
+    neighbours are full to four fifths and count among those to be emptied, so that an empty mask is cheaper
+    than any tube. Two means, as in the published demo, weigh the few against the many; that is the default.
+    And stride 11 does not fit the seeds' 7: some seeds lie in the middle of a window and others at its rim,
+    always the same ones. So by default each seed has a window. LITERAL overrides all this by the letter.
+    """
+
+    # what is asked of a mask
+    per_frame: bool = False  # the ratio holds for every frame (EP-3D-Evenly, eq. 11)
+    smooth_reach: int = 0  # seeds smoothed over time, dt frames (eq. 12)
+    time_wrap: bool = True  # last frame beside the first in that and in the second difference
+    core_weight: float = 0.0  # of L_K (eq. 7): STEP
+    second_order_weight: float = 0.0  # of the mean squared second difference over time
+    # the energy
+    reward: str = "log"  # "log" or "probability"
+    reward_weight: float = 1.0
+    area_weight: float = 300.0  # lambda
+    area_growth: float = 1.0  # lambda grows by this factor each iteration
+    core_start: int = 0  # iterations before L_K sets in
+    core_kernel: tuple[int, int, int] = (7, 11, 11)
+    core_stride: tuple[int, int, int] = (1, 11, 11)
+    core_padding: str = "wrap"  # in time: "wrap", "replicate", or "none" (the paper's letter)
+    core_layout: str = "seeds"  # a window round every seed of the torus, or "stride"
+    core_balanced: bool = (
+        True  # mean over the k windows plus mean over the others; False: eq. 7 to the letter
+    )
+    core_ideal: bool = False  # k from the volume of the ideal ellipsoid, 443 voxels for 311, as in the demo
+    # masks
+    step: int = 7  # pixels from seed to seed
+    sigma: float | None = None  # of a seed's disc; None: 11 px at 112
+    boundary: str = "wrap"  # see MaskGenerator
+    perturbation: str = "blur"  # see Perturbation
+    blur_sigma: float | None = None  # None: 20 px at 112
+    # the descent
+    start_noise: float = 0.01  # seeds start at 1 less so much at random: where nothing decides, the seed does
+    iterations: int = 2000
+    optimiser: str = "sgd"  # "sgd" or "adam"
+    learning_rate: float = 0.05  # share of the way from 1 to 0 that the area moves a seed, at first
+    scale_to_size: bool = True  # weights and learning_rate hold at 16 x 112 x 112; False: at any size
+    momentum: float = 0.9
+    dampening: float = 0.9
+    shrink: int = 0  # iterations in which the ratio falls from 1 to what was asked
+    patience: int = 0  # stop when nothing has moved for so many iterations; 0: never
+    tolerance: float = 0.01  # ... no more than this share of the energy
+    ratio_tolerance: float = 0.25  # a mask is final only if its mean is so near to the ratio, relative to it
+    # running
+    heat_sigma: float = 0.09  # blur of the masks that are summed to a heat map, share of min(H, W)
+    precision: str = "auto"  # "auto", "float32" or "bfloat16": of the network's own arithmetic
+    callback_every: int = 5  # iterations
+
+
+METHODS: dict[str, dict] = {
+    "step": {"core_weight": 300.0},
+    "step-padded": {"core_weight": 300.0, "core_padding": "replicate"},
+    "ep3d": {},
+    "ep3d-evenly": {"per_frame": True},
+    "ep3d-gaussian-1": {"smooth_reach": 1},
+    "ep3d-gaussian-2": {"smooth_reach": 2},
+    "ep3d-gaussian-3": {"smooth_reach": 3},
+    "ep3d-second-order": {"second_order_weight": 300.0},
+}
+
+LITERAL = {"core_layout": "stride", "core_padding": "none", "core_balanced": False, "time_wrap": False}
+
+PRESETS: dict[str, dict] = {
+    "smoke": {"iterations": 20, "learning_rate": 0.12, "momentum": 0.5, "dampening": 0.5},
+    "lesson": {
+        "iterations": 150,
+        "learning_rate": 0.1,
+        "momentum": 0.5,
+        "dampening": 0.5,
+        "shrink": 40,
+        "patience": 10,
+        "area_growth": 1.0116,
+    },
+    # The published demo's step is .0073 of the way at 16 x 112 x 112. Much larger ones overshoot: with
+    # momentum .9 seeds go on falling for ten iterations, and dead ones hardly come back.
+    "paper": {
+        "iterations": 2000,
+        "learning_rate": 0.01,
+        "reward": "probability",
+        "area_growth": 1.0008668,
+    },
+    "released": {
+        "iterations": 2000,
+        "boundary": "padded",
+        "perturbation": "pyramid",
+        "learning_rate": 0.05,
+        "scale_to_size": False,
+        "core_ideal": True,
+        "core_padding": "none",
+        "time_wrap": False,
+        "core_layout": "stride",
+        "core_start": 100,
+    },
+}
+
+
+def make_config(method: str, preset: str, size: Sequence[int], overrides: dict) -> StepConfig:
+    """The constants of a method under a preset for clips of `size` (T, H, W); `overrides` win.
+
+    Raises:
+        ValueError: unknown method, preset or constant.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    unknown = set(overrides) - set(StepConfig.__dataclass_fields__)
+    if unknown:
+        known = ", ".join(StepConfig.__dataclass_fields__)
+        raise ValueError(f"unknown constant {', '.join(sorted(unknown))}; StepConfig has {known}")
+    values = {**METHODS[method], **PRESETS[preset]}
+    if preset == "released":
+        is_step = method.startswith("step")
+        values["reward_weight"] = 1.0 if is_step else 100.0
+        values["area_growth"] = 1.0008668 if is_step else 1.0
+        values["sigma"] = 23.0 if min(size[1:]) >= 224 else None
+        if method == "step-padded":
+            values["core_padding"] = "replicate"
+    config = StepConfig(**{**values, **overrides})
+    for name in ("iterations", "callback_every", "learning_rate", "heat_sigma", "area_weight"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+    for name, allowed in (
+        ("reward", ("log", "probability")),
+        ("optimiser", ("sgd", "adam")),
+        ("core_layout", ("seeds", "stride")),
+        ("precision", ("auto", "float32", "bfloat16")),
+        ("perturbation", KINDS),
+    ):
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
+    return config
