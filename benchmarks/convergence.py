@@ -128,7 +128,7 @@ def main():
 Method {chosen.method}, ratios {chosen.ratios}, clips of `Stage("{chosen.task}", "test", seed=1)` that the
 network gets right; `paper` with {chosen.paper_iterations} iterations. IoU: of the mask above .5 with the true
 mask grown by 4 px, mean over ratios. S-PT of the heat map. Differences are paired by clip, with 95 %
-bootstrap intervals. Seconds on a shared machine with {chosen.threads} threads. By `benchmarks/convergence.py`.
+bootstrap intervals. Seconds on a shared machine, {chosen.threads} threads. By `benchmarks/convergence.py`.
 """
     text = head + "\n".join(lines) + "\n"
     print(text)

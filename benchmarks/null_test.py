@@ -87,8 +87,8 @@ def main():
 
 {chosen.networks} random linear networks on noise, {" x ".join(map(str, size))}, ratio {RATIO}.
 By `benchmarks/null_test.py`. Neutral is 0 for the border (share of the mask in the outer 11 of 112 pixels,
-less the area's share) and 1 for each frame (its mean over the mean of all). Wanted of our defaults: within .05,
-and .8 .. 1.2 but for chance: a few dozen independent blobs are not flat.
+less the area's share) and 1 for each frame (its mean over the mean of all). Wanted of our defaults: within
+.05, and .8 .. 1.2 but for chance: a few dozen independent blobs are not flat.
 
 | method | preset | border | frames, least and most | first, middle, last | mean of the masks |
 |---|---|---|---|---|---|

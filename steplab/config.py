@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .perturb import KINDS
+
 PAPER_SEEDS = 16 * 16 * 16
 
 

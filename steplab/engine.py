@@ -24,7 +24,7 @@ from .losses import (
 )
 from .masks import MaskGenerator
 from .networks import Network
-from .perturb import KINDS, Perturbation
+from .perturb import Perturbation
 
 
 @contextmanager
