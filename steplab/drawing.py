@@ -145,7 +145,7 @@ def _park(rng: Rng, size: int) -> ndarray:
     green = colour(rng, (0.2, 0.36), (0.35, 0.65), (0.35, 0.6))
     hills = horizon - 4 - np.abs(np.cumsum(noise(rng, (1, size), 6)[0]) * 0.35) % (size * 0.25)
     far = np.arange(size)[:, None] > hills[None]
-    image[far] = green * 0.55 + np.float32([0.18, 0.22, 0.28])
+    image[far] = green * 0.55 + np.array([0.18, 0.22, 0.28], np.float32)
     grass = 1 + 0.14 * noise(rng, (size - horizon, size), 2) + 0.1 * noise(rng, (size - horizon, size), 6)
     image[horizon:] = green * grass[..., None]
     yy, xx = np.mgrid[:size, :size].astype(np.float32)
@@ -154,7 +154,7 @@ def _park(rng: Rng, size: int) -> ndarray:
         x, r = rng.uniform(0, size), rng.uniform(0.08, 0.17) * size
         foot = horizon + rng.uniform(0, 8)
         crown_y = foot - r * rng.uniform(1.3, 1.9)
-        _rectangle(image, x - r / 8, crown_y, x + r / 8 + 1, foot, np.float32([0.3, 0.22, 0.15]))
+        _rectangle(image, x - r / 8, crown_y, x + r / 8 + 1, foot, np.array([0.3, 0.22, 0.15], np.float32))
         crown = np.hypot(xx - x, (yy - crown_y) * 1.1) + leaves * r * 0.14 < r
         shade = (0.8 + 0.16 * leaves - 0.25 * (yy - crown_y) / r)[..., None]
         image = np.where(crown[..., None], colour(rng, (0.2, 0.38), (0.4, 0.7), (0.3, 0.5)) * shade, image)
@@ -162,7 +162,7 @@ def _park(rng: Rng, size: int) -> ndarray:
         middle = size * rng.uniform(0.2, 0.8) + (yy - horizon) * rng.uniform(-0.5, 0.5)
         path = (np.abs(xx - middle) < 2 + (yy - horizon) * 0.25) & (yy > horizon)
         image = np.where(
-            path[..., None], np.float32([0.66, 0.58, 0.46]) * (1 + 0.06 * leaves[..., None]), image
+            path[..., None], np.array([0.66, 0.58, 0.46], np.float32) * (1 + 0.06 * leaves[..., None]), image
         )
     return image
 

@@ -117,8 +117,8 @@ class Descent:
     ):
         self.score, self.config = score, config
         self.clips, self.ratios = list(clips), list(ratios)
-        size = tuple(pixels.shape[2:])
-        self.generator = MaskGenerator(size, config.step, config.sigma, config.boundary)
+        time, height, width = pixels.shape[2:]
+        self.generator = MaskGenerator((time, height, width), config.step, config.sigma, config.boundary)
         self.perturbation = Perturbation(pixels, config.perturbation, config.blur_sigma)
         self.items = torch.tensor(self.clips, device=pixels.device)
         self.targets = torch.tensor([targets[c] for c in self.clips], device=pixels.device)

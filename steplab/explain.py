@@ -212,7 +212,7 @@ def _side_by_side(histories: list[dict[str, np.ndarray]]) -> dict[str, np.ndarra
     return {k: np.stack(v) for k, v in pad.items()}
 
 
-def _as_clips(clip) -> tuple[list[Clip], bool]:
+def _as_clips(clip: Any) -> tuple[list[Clip], bool]:
     """Whatever was given as checked clips of one size, and whether it was a single one."""
     single = isinstance(clip, Clip) or (isinstance(clip, Tensor) and clip.ndim == 4)
     given = [clip] if single else list(clip)

@@ -150,8 +150,8 @@ class NarrowVGG16LSTM(VGGLSTM):
     Differs from the full network, besides in width, by batch norm after each convolution (it trains in
     minutes instead of hours), by a first convolution of stride 2, by one or two convolutions in a block, by
     playing each clip twice (see `VGGLSTM`) and by training with gradients that cross time. The last max-pool
-    covers the whole 7 x 7 map, so that the answer is free of the place: flattened as VGG does it, the map asks
-    for each motion to be learnt at each place anew.
+    covers the whole 7 x 7 map, so that the answer is free of the place: flattened as VGG does it, the map
+    asks for each motion to be learnt at each place anew.
 
     Args:
         classes: number of outputs.

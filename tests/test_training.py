@@ -51,7 +51,7 @@ def test_limb_targets_do_not_know_left_from_right():
 
 
 def test_a_window_shows_the_label_only_with_its_evidence(pool):
-    """Where the label stays, so do most of its pixels; where it becomes "nothing", most are gone or frozen."""
+    """Where the label stays, so do most of its pixels; where it is "nothing", most are gone or frozen."""
     rng = np.random.default_rng(1)
     kept = lost = 0
     for k in range(120):
