@@ -6,6 +6,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -215,7 +216,7 @@ def _side_by_side(histories: list[dict[str, np.ndarray]]) -> dict[str, np.ndarra
 def _as_clips(clip: Any) -> tuple[list[Clip], bool]:
     """Whatever was given as checked clips of one size, and whether it was a single one."""
     single = isinstance(clip, Clip) or (isinstance(clip, Tensor) and clip.ndim == 4)
-    given = [clip] if single else list(clip)
+    given: list[Any] = [clip] if single else [*clip]  # type: ignore[misc]
     if not given:
         raise ValueError("clip must be at least one clip, got an empty list")
     clips = [c if isinstance(c, Clip) else _from_tensor(c) for c in given]
