@@ -54,12 +54,12 @@ class Recipe:
 
 
 RECIPES = {
-    "stage-action-r2plus1d": Recipe("action", "r2plus1d", (1000, 1000), close=900, rate=3e-3),
-    "stage-action-vgg16lstm": Recipe("action", "vgg16lstm", (1000, 1000)),
-    "stage-object-r2plus1d": Recipe("object", "r2plus1d", (500,), close=250, rate=3e-3),
-    "stage-object-vgg16lstm": Recipe("object", "vgg16lstm", (500,), close=250),
-    "stage-moment-r2plus1d": Recipe("moment", "r2plus1d", (700,), close=0, start="stage-action-r2plus1d"),
-    "stage-moment-vgg16lstm": Recipe("moment", "vgg16lstm", (700,), close=0, start="stage-action-vgg16lstm"),
+    "stage-action-r2plus1d": Recipe("action", "r2plus1d", (1000, 800), close=900, rate=3e-3),
+    "stage-action-vgg16lstm": Recipe("action", "vgg16lstm", (1000, 900)),
+    "stage-object-r2plus1d": Recipe("object", "r2plus1d", (1200,), close=500, rate=3e-3),
+    "stage-object-vgg16lstm": Recipe("object", "vgg16lstm", (1200,), close=500),
+    "stage-moment-r2plus1d": Recipe("moment", "r2plus1d", (400,), close=0, start="stage-action-r2plus1d"),
+    "stage-moment-vgg16lstm": Recipe("moment", "vgg16lstm", (500,), close=0, start="stage-action-vgg16lstm"),
 }
 FAMILIES: dict[str, Callable[[int], Any]] = {"r2plus1d": NarrowR2Plus1D, "vgg16lstm": NarrowVGG16LSTM}
 
