@@ -252,7 +252,7 @@ def fit(
         if watch is not None and (step % 100 == 99 or step == steps - 1):
             module.eval()
             shown = watch(step)
-        bar.set_postfix(loss=f"{mean:.3f}", **{k: f"{v:.3f}" for k, v in shown.items()})
+        bar.set_postfix({k: f"{v:.3f}" for k, v in {"loss": mean, **shown}.items()})
     return module.eval()
 
 
@@ -329,7 +329,8 @@ class Course:
         self.module = FAMILIES[recipe.family](len(self.classes))
         if recipe.start:
             saved = recipe.start if folder is None else Path(folder) / f"{recipe.start}.safetensors"
-            self.module.load_state_dict(load_network(saved).module.state_dict())
+            start: Any = load_network(saved).module
+            self.module.load_state_dict(start.state_dict())
         self.probability = recipe.family == "vgg16lstm"
         self.network = Network(
             self.module,

@@ -17,6 +17,7 @@ GOALS = {"r2plus1d": 0.97, "vgg16lstm": 0.90}
 SHORT = {
     "stage-action-r2plus1d": (0.85, 0.80),
     "stage-action-vgg16lstm": (0.88, 0.90),
+    "stage-moment-r2plus1d": (0.80, 0.74),
     "stage-moment-vgg16lstm": (0.80, 0.90),
 }
 
