@@ -70,7 +70,6 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": INK,
     "legend.frameon": False,
     "figure.dpi": 100,
-    "savefig.dpi": 160,
     "figure.facecolor": "white",
 }
 
@@ -159,7 +158,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as its suffix says (.png, .jpg, .webp, .pdf, .svg); folders are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, dpi=160)
     return path
 
 

@@ -11,7 +11,7 @@ import base64
 import html
 import io
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import ipywidgets
 import torch
@@ -176,7 +176,7 @@ class LiveOptimisation(_WithTwin):
 
     Args:
         network, clip, target, method, preset, seed, overrides: as for `explain`.
-        ratio: the one preservation ratio, in (0, 1).
+        ratios: preservation ratios, each in (0, 1); their masks are found one after another.
         every: iterations from one picture to the next.
     """
 
@@ -187,23 +187,20 @@ class LiveOptimisation(_WithTwin):
         target: str | int | None = None,
         *,
         method: str = "step",
-        ratio: float = 0.1,
+        ratios: Sequence[float] = (0.1,),
         preset: str = "lesson",
         seed: int = 0,
         every: int = 5,
         **overrides,
     ):
-        self._ask = {"target": target, "method": method, "ratios": (ratio,), "preset": preset, "seed": seed}
-        self._ask |= {"progress": False, "callback_every": every, **overrides}
+        self._ask = {"target": target, "method": method, "ratios": tuple(ratios), "preset": preset}
+        self._ask |= {"seed": seed, "progress": False, "callback_every": every, **overrides}
         self._network, self._clip = network, clip
         self._thread: threading.Thread | None = None
         self._go, self._end = threading.Event(), threading.Event()
         self.result: Explanation | None = None
         self.error: BaseException | None = None
-        self.snapshots: list[tuple[int, float, torch.Tensor]] = []  # iteration, probability, mask
-        self._energy: list[float] = []
-        self._probability: list[float] = []
-        self._kept: list[float] = []
+        self.snapshots: list[State] = []
         self.start_button = ipywidgets.Button(description="start", icon="play", button_style="success")
         self.pause_button = ipywidgets.Button(description="pause", icon="pause", disabled=True)
         self.stop_button = ipywidgets.Button(description="stop", icon="stop", disabled=True)
@@ -225,8 +222,7 @@ class LiveOptimisation(_WithTwin):
         if self._thread is not None and self._thread.is_alive():
             return self
         self.result = self.error = None
-        for kept in (self.snapshots, self._energy, self._probability, self._kept):
-            kept.clear()
+        self.snapshots.clear()
         self._end.clear()
         self._go.set()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -269,16 +265,16 @@ class LiveOptimisation(_WithTwin):
         return self.result
 
     def static(self):
-        """How the mask came about: the clip, and the mask after more and more iterations."""
-        done = self.snapshots
+        """How the first mask came about: the clip, and the mask after more and more iterations."""
+        done = [s for s in self.snapshots if s.ratios == self.snapshots[0].ratios]
         if not done:
             return None
-        some = sorted({round(k * (len(done) - 1) / 4) for k in range(5)})
+        some = [done[k] for k in sorted({round(k * (len(done) - 1) / 4) for k in range(5)})]
         label = "" if self.result is None else f"“{self.result.label}”: "
         return figures.filmstrip(
             self._clip.pixels,
-            torch.stack([done[k][2] for k in some]),
-            labels=[f"after {done[k][0]}\np = {done[k][1]:.2f}" for k in some],
+            torch.stack([s.masks[0] for s in some]).cpu(),
+            labels=[f"after {s.iteration}\np = {float(s.probability[0]):.2f}" for s in some],
             times=self._clip.times,
             view="heat",
             title=f"{label}the mask after more and more iterations",
@@ -290,23 +286,26 @@ class LiveOptimisation(_WithTwin):
             assert isinstance(result, Explanation)
             self.result = result
             words = "stopped" if result.interrupted else "done"
-            p, label = float(result.probability[0]), html.escape(result.label)
-            self.note.value = f"{words}: <b>{label}</b>, p = {p:.2f} of what is kept"
+            p = ", ".join(f"{float(v):.2f}" for v in result.probability)
+            self.note.value = f"{words}: <b>{html.escape(result.label)}</b>, p = {p} of what is kept"
         except Exception as error:  # shown here, raised where somebody waits
             self.error = error
             self.note.value = f"failed: {html.escape(str(error))}"
         self._buttons(running=False)
 
     def _show(self, state: State) -> None:
-        mask, p = state.masks[0].cpu(), float(state.probability[0])
-        self.snapshots.append((state.iteration, p, mask))
-        self._probability.append(p)
-        self._kept.append(float(mask.mean()))
-        self._energy.append(float(state.energy[0]))
+        self.snapshots.append(state)
+        mask = state.masks[0].cpu()
         self.picture.value = painting.encode(painting.live_frames(self._clip.pixels, mask), "jpeg")
-        series = {"probability": self._probability, "share kept": self._kept, "energy": self._energy}
+        same = [s for s in self.snapshots if s.ratios == state.ratios]
+        series = {
+            "probability": [float(s.probability[0]) for s in same],
+            "share kept": [float(s.masks[0].mean()) for s in same],
+            "energy": [float(s.energy[0]) for s in same],
+        }
         self.curve.value = painting.live_curve(series, state.iterations // self._ask["callback_every"])
-        self.note.value = f"iteration {state.iteration} of at most {state.iterations}"
+        goal = painting.percent(state.ratios[0])
+        self.note.value = f"keep {goal}: iteration {state.iteration} of at most {state.iterations}"
         self._go.wait()
         if self._end.is_set():
             raise KeyboardInterrupt  # how `explain` is asked to end with what it has
