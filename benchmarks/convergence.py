@@ -62,8 +62,12 @@ def interval(differences: np.ndarray) -> str:
 
 
 def parse(text: str) -> dict:
-    pairs = (part.split("=") for part in text.split(",") if part)
-    return {k: (v if v.isalpha() else float(v) if "." in v else int(v)) for k, v in pairs}
+    """ "shrink=40,reward=log" as keyword arguments."""
+    found = {}
+    for key, value in (part.split("=") for part in text.split(",")):
+        number = value.lstrip("-").replace(".", "", 1).isdigit()
+        found[key] = value if not number else float(value) if "." in value else int(value)
+    return found
 
 
 def main():

@@ -20,10 +20,10 @@ class StepConfig:
     published demo's). Sizes in pixels whose default is None grow with the frame.
 
     L_K to the letter sums over windows one frame apart, of which only v N / Z shall be full. But a full one's
-    neighbours are full to four fifths and count among those to be emptied, so that an empty mask is cheaper
-    than any tube. Two means, as in the published demo, weigh the few against the many; that is the default.
-    And stride 11 does not fit the seeds' 7: some seeds lie in the middle of a window and others at its rim,
-    always the same ones. So by default each seed has a window. LITERAL overrides all this by the letter.
+    neighbours are full to four fifths and count among those to be emptied, so that a mask with all its
+    windows full costs twice as much as none. Two means, as in the published demo, weigh the few against the many.
+    And stride 11 does not fit the seeds' 7: some seeds lie in the middle of a window, others at its rim, always
+    the same ones. So by default each seed has a window. LITERAL overrides all this by the letter.
     """
 
     # what is asked of a mask
@@ -34,7 +34,7 @@ class StepConfig:
     second_order_weight: float = 0.0  # of the mean squared second difference over time
     # the energy
     reward: str = "log"  # "log" or "probability"
-    reward_weight: float = 1.0
+    reward_weight: float = 30.0  # the paper gives no weights; these were found on the stage (convergence.md)
     area_weight: float = 300.0  # lambda
     area_growth: float = 1.0  # lambda grows by this factor each iteration
     core_start: int = 0  # iterations before L_K sets in
@@ -71,8 +71,8 @@ class StepConfig:
 
 
 METHODS: dict[str, dict] = {
-    "step": {"core_weight": 300.0},
-    "step-padded": {"core_weight": 300.0, "core_padding": "replicate"},
+    "step": {"core_weight": 30.0},
+    "step-padded": {"core_weight": 30.0, "core_padding": "replicate"},
     "ep3d": {},
     "ep3d-evenly": {"per_frame": True},
     "ep3d-gaussian-1": {"smooth_reach": 1},
@@ -90,8 +90,11 @@ PRESETS: dict[str, dict] = {
         "learning_rate": 0.1,
         "momentum": 0.5,
         "dampening": 0.5,
-        "shrink": 40,
+        "shrink": 80,
         "patience": 10,
+        # With the published weights (1 and 300) the area decides before the network is heard, and masks of
+        # stage clips keep a fraction of the probability that they keep with these.
+        "reward_weight": 30.0,
         "area_growth": 1.0116,
     },
     # The published demo's step is .0073 of the way at 16 x 112 x 112. Much larger ones overshoot: with
@@ -135,6 +138,8 @@ def make_config(method: str, preset: str, size: Sequence[int], overrides: dict) 
     if preset == "released":
         is_step = method.startswith("step")
         values["reward_weight"] = 1.0 if is_step else 100.0
+        values["core_weight"] = 300.0 if is_step else 0.0
+        values["core_weight"] = 300.0 if is_step else 0.0
         values["area_growth"] = 1.0008668 if is_step else 1.0
         values["sigma"] = 23.0 if min(size[1:]) >= 224 else None
         if method == "step-padded":

@@ -168,6 +168,7 @@ class _Drawing(torch.autograd.Function):
                 value.addcmul_(z, e)
         value /= total
         value /= COLDNESS
+        value.clamp_(max=1)  # of rounding
         ctx.save_for_backward(grid, value, total.clone())
         ctx.generator = generator
         image = value.view(step, step, n, rows, columns).permute(2, 3, 0, 4, 1)
