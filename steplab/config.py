@@ -19,11 +19,11 @@ class StepConfig:
     R is Phi_c(M (x) X) for reward "probability" (the paper's equations) and log Phi_c for "log" (the
     published demo's). Sizes in pixels whose default is None grow with the frame.
 
-    L_K to the letter sums over windows one frame apart, of which only v N / Z shall be full. But a full one's
-    neighbours are full to four fifths and count among those to be emptied, so that a mask with all its
-    windows full costs twice as much as none. Two means, as in the published demo, weigh the few against the many.
-    And stride 11 does not fit the seeds' 7: some seeds lie in the middle of a window, others at its rim, always
-    the same ones. So by default each seed has a window. LITERAL overrides all this by the letter.
+    L_K to the letter sums over windows one frame apart, of which only v N / Z shall be full. But a full
+    one's neighbours are full to four fifths and count among those to be emptied, so that a mask with all its
+    windows full costs twice as much as none. Two means, as in the published demo, weigh the few against the
+    many. And stride 11 does not fit the seeds' 7: some seeds lie in the middle of a window, others at its
+    rim, always the same ones. So by default each seed has a window. LITERAL goes by the letter instead.
     """
 
     # what is asked of a mask
@@ -34,7 +34,7 @@ class StepConfig:
     second_order_weight: float = 0.0  # of the mean squared second difference over time
     # the energy
     reward: str = "log"  # "log" or "probability"
-    reward_weight: float = 30.0  # the paper gives no weights; these were found on the stage (convergence.md)
+    reward_weight: float = 30.0  # the paper gives no weights; these were found on the stage
     area_weight: float = 300.0  # lambda
     area_growth: float = 1.0  # lambda grows by this factor each iteration
     core_start: int = 0  # iterations before L_K sets in
@@ -42,9 +42,7 @@ class StepConfig:
     core_stride: tuple[int, int, int] = (1, 11, 11)
     core_padding: str = "wrap"  # in time: "wrap", "replicate", or "none" (the paper's letter)
     core_layout: str = "seeds"  # a window round every seed of the torus, or "stride"
-    core_balanced: bool = (
-        True  # mean over the k windows plus mean over the others; False: eq. 7 to the letter
-    )
+    core_balanced: bool = True  # mean over the k windows plus mean over the others; False: one sum (eq. 7)
     core_ideal: bool = False  # k from the volume of the ideal ellipsoid, 443 voxels for 311, as in the demo
     # masks
     step: int = 7  # pixels from seed to seed

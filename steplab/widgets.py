@@ -36,7 +36,7 @@ class _WithTwin(ipywidgets.VBox):
         bundle["text/plain"] = f"{type(self).__name__}: run this notebook to use its controls"
         if (figure := self.static()) is not None:
             file = io.BytesIO()
-            figure.savefig(file, format="jpeg", dpi=100, pil_kwargs={"quality": 80})
+            figure.savefig(file, format="jpeg", pil_kwargs=figures.JPEG)
             bundle["image/jpeg"] = base64.b64encode(file.getvalue()).decode()
         return bundle
 
@@ -269,7 +269,7 @@ class LiveOptimisation(_WithTwin):
         done = [s for s in self.snapshots if s.ratios == self.snapshots[0].ratios]
         if not done:
             return None
-        some = [done[k] for k in sorted({round(k * (len(done) - 1) / 4) for k in range(5)})]
+        some = [done[k] for k in sorted({round(k * (len(done) - 1) / 3) for k in range(4)})]
         label = "" if self.result is None else f"“{self.result.label}”: "
         return figures.filmstrip(
             self._clip.pixels,
@@ -277,6 +277,7 @@ class LiveOptimisation(_WithTwin):
             labels=[f"after {s.iteration}\np = {float(s.probability[0]):.2f}" for s in some],
             times=self._clip.times,
             view="heat",
+            columns=6,
             title=f"{label}the mask after more and more iterations",
         )
 
