@@ -119,10 +119,13 @@ def _setting(text: str) -> tuple[str, object]:
 
 def _explain(options) -> int:
     from .clips import read_clip
+    from .config import make_config
     from .explain import Explanation, explain
     from .networks import load_network
 
     _check_device(options.device)
+    changes = {} if options.perturbation is None else {"perturbation": options.perturbation}
+    make_config(options.method, options.preset, (16, 112, 112), changes)  # misspelt? before anything is read
     network = load_network(options.network)
     frames = (network.frames or 16) if options.frames is None else options.frames
     fit = options.fit or ("stretch" if network.name in _WHOLE_FRAME else "crop")
@@ -132,7 +135,6 @@ def _explain(options) -> int:
     out = options.out or Path("runs") / Path(options.video).stem
     out.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
 
-    changes = {} if options.perturbation is None else {"perturbation": options.perturbation}
     result = explain(
         network,
         clip,

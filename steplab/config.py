@@ -35,6 +35,7 @@ class StepConfig:
     # the energy
     reward: str = "log"  # "log" or "probability"
     reward_weight: float = 30.0  # the paper gives no weights; these were found on the stage
+    reward_reach: tuple[float, float] = (0.0, 0.0)  # R's gradient is blurred: frames, share of min(H, W)
     area_weight: float = 300.0  # lambda
     area_growth: float = 1.0  # lambda grows by this factor each iteration
     core_start: int = 0  # iterations before L_K sets in
@@ -58,6 +59,7 @@ class StepConfig:
     scale_to_size: bool = True  # weights and learning_rate hold at 16 x 112 x 112; False: at any size
     momentum: float = 0.9
     dampening: float = 0.9
+    largest_step: float = 1.0  # most that one iteration moves a seed (sgd)
     shrink: int = 0  # iterations in which the ratio falls from 1 to what was asked
     patience: int = 0  # stop when nothing has moved for so many iterations; 0: never
     tolerance: float = 0.01  # ... no more than this share of the energy
@@ -82,7 +84,13 @@ METHODS: dict[str, dict] = {
 LITERAL = {"core_layout": "stride", "core_padding": "none", "core_balanced": False, "time_wrap": False}
 
 PRESETS: dict[str, dict] = {
-    "smoke": {"iterations": 20, "learning_rate": 0.12, "momentum": 0.5, "dampening": 0.5},
+    "smoke": {
+        "reward_reach": (2.0, 0.08),
+        "iterations": 20,
+        "learning_rate": 0.12,
+        "momentum": 0.5,
+        "dampening": 0.5,
+    },
     "lesson": {
         "iterations": 150,
         "learning_rate": 0.1,
@@ -93,6 +101,8 @@ PRESETS: dict[str, dict] = {
         # With the published weights (1 and 300) the area decides before the network is heard, and masks of
         # stage clips keep a fraction of the probability that they keep with these.
         "reward_weight": 30.0,
+        "reward_reach": (2.0, 0.08),
+        "largest_step": 0.2,  # where a ratio is too small, area and network fight; without this they thrash
         "area_growth": 1.0116,
     },
     # The published demo's step is .0073 of the way at 16 x 112 x 112. Much larger ones overshoot: with
@@ -137,13 +147,19 @@ def make_config(method: str, preset: str, size: Sequence[int], overrides: dict) 
         is_step = method.startswith("step")
         values["reward_weight"] = 1.0 if is_step else 100.0
         values["core_weight"] = 300.0 if is_step else 0.0
-        values["core_weight"] = 300.0 if is_step else 0.0
         values["area_growth"] = 1.0008668 if is_step else 1.0
         values["sigma"] = 23.0 if min(size[1:]) >= 224 else None
         if method == "step-padded":
             values["core_padding"] = "replicate"
     config = StepConfig(**{**values, **overrides})
-    for name in ("iterations", "callback_every", "learning_rate", "heat_sigma", "area_weight"):
+    for name in (
+        "iterations",
+        "callback_every",
+        "learning_rate",
+        "largest_step",
+        "heat_sigma",
+        "area_weight",
+    ):
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
     for name, allowed in (

@@ -24,7 +24,7 @@ from .losses import (
 )
 from .masks import MaskGenerator
 from .networks import Network
-from .perturb import Perturbation
+from .perturb import Perturbation, gaussian_matrix
 
 
 @contextmanager
@@ -120,6 +120,13 @@ class Descent:
         time, height, width = pixels.shape[2:]
         self.generator = MaskGenerator((time, height, width), config.step, config.sigma, config.boundary)
         self.perturbation = Perturbation(pixels, config.perturbation, config.blur_sigma)
+        over, beside = config.reward_reach
+        reaches = (over, beside * min(height, width), beside * min(height, width))
+        wraps = (config.time_wrap, config.boundary == "wrap", config.boundary == "wrap")
+        self.blurs = [
+            gaussian_matrix(n, reach, "wrap" if wrap else "replicate").to(pixels)
+            for n, reach, wrap in zip((time, height, width), reaches, wraps, strict=True)
+        ]
         self.items = torch.tensor(self.clips, device=pixels.device)
         self.targets = torch.tensor([targets[c] for c in self.clips], device=pixels.device)
         shape = (len(self.ratios), *self.generator.seed_shape)
@@ -161,9 +168,9 @@ class Descent:
         """The energy of each item and its parts."""
         c, ratios = self.config, self.targets_now()
         whole, masks = self.masks()
-        log_p = (
-            self.score(self.perturbation(masks, self.items)).gather(1, self.targets[:, None])[:, 0].float()
-        )
+        seen = BlurGradient.apply(masks, *self.blurs) if any(c.reward_reach) else masks
+        scores = self.score(self.perturbation(seen, self.items)).float()
+        log_p = scores.gather(1, self.targets[:, None])[:, 0]
         reward = log_p if c.reward == "log" else log_p.exp()
         area = (area_loss_per_frame if c.per_frame else area_loss)(whole, ratios) / whole[0].numel()
         energy = c.area_weight * c.area_growth**self.iteration * area
@@ -202,7 +209,7 @@ class Descent:
             if c.optimiser == "sgd":
                 fresh = 1 - c.dampening
                 self.velocity.mul_(c.momentum).add_(gradient, alpha=fresh)
-                self.seeds.sub_(self.velocity, alpha=self.rate)
+                self.seeds.sub_((self.velocity * self.rate).clamp_(-c.largest_step, c.largest_step))
             else:
                 self.velocity.mul_(c.momentum).add_(gradient, alpha=1 - c.momentum)
                 self.square.mul_(0.99).addcmul_(gradient, gradient, value=0.01)
@@ -230,3 +237,22 @@ class Descent:
         for name in ("items", "targets", "velocity", "square"):
             setattr(self, name, getattr(self, name)[index])
         self.seeds = self.seeds.detach()[index].requires_grad_()
+
+
+class BlurGradient(torch.autograd.Function):
+    """Masks as they are; their gradient blurred over time, height and width by a matrix each.
+
+    What a network wants of a single voxel is mostly noise, and seeds that follow it flicker and deceive it.
+    Blurred, the gradient tells what it wants of a region. It is no longer the gradient of the energy: where
+    it leads must be judged by results, as benchmarks/convergence.py does.
+    """
+
+    @staticmethod
+    def forward(ctx, masks: Tensor, over_time: Tensor, down: Tensor, across: Tensor) -> Tensor:
+        ctx.save_for_backward(over_time, down, across)
+        return masks.view_as(masks)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        over_time, down, across = ctx.saved_tensors
+        return torch.einsum("st,bthw->bshw", over_time, down @ gradients[0] @ across.T), None, None, None

@@ -79,11 +79,7 @@ def explain(
     ratios = _check_ratios(ratios)
     if max_batch is not None and max_batch < 1:
         raise ValueError(f"max_batch must be at least 1, got {max_batch}")
-    config = make_config(method, preset, clips[0].pixels.shape[1:], overrides)
-    device = _device(network, device)
-    if config.precision == "auto":  # the result says what was used
-        used = "bfloat16" if _bfloat16_pays(network, device) else "float32"
-        config = replace(config, precision=used)
+    config, device = _settings(network, clips[0], device, method, preset, overrides)
     with untouched(network, device), torch.inference_mode(False), torch.enable_grad():
         run = _Run(network, clips, target, config, device, progress, callback, seed)
         work = [(c, v) for c in range(len(clips)) for v in ratios]
@@ -122,6 +118,20 @@ def explain(
             )
         )
     return results[0] if single else results
+
+
+def _settings(network, clip: Clip, device, method, preset, overrides) -> tuple[StepConfig, torch.device]:
+    """The constants, with the arithmetic that "auto" comes to, and the device."""
+    config = make_config(method, preset, clip.pixels.shape[1:], overrides)
+    if device is not None:
+        device = torch.device(device)
+    else:
+        first = next(iter(network.module.parameters()), None) if network.module is not None else None
+        device = first.device if first is not None else torch.device("cpu")
+    if config.precision == "auto":
+        used = "bfloat16" if _bfloat16_pays(network, device) else "float32"
+        config = replace(config, precision=used)
+    return config, device
 
 
 class _Run:
@@ -264,13 +274,6 @@ def _as_targets(network: Network, target, probabilities: Tensor) -> list[int]:
     return [network.index(t) for t in targets]
 
 
-def _device(network: Network, device) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    first = next(iter(network.module.parameters()), None) if network.module is not None else None
-    return first.device if first is not None else torch.device("cpu")
-
-
 def _reduced_precision(network: Network) -> None:
     """Convolution weights in bfloat16 and channels-last; `untouched` puts the originals back."""
     for m in network.module.modules() if network.module is not None else ():
@@ -337,11 +340,7 @@ def smallest_ratio(
     for name, value in (("threshold", threshold), ("tolerance", tolerance)):
         if value is not None and not 0 < value <= 1:
             raise ValueError(f"{name} must lie in (0, 1], got {value}")
-    config = make_config(method, preset, clips[0].pixels.shape[1:], overrides)
-    device = _device(network, device)
-    if config.precision == "auto":  # the result says what was used
-        used = "bfloat16" if _bfloat16_pays(network, device) else "float32"
-        config = replace(config, precision=used)
+    config, device = _settings(network, clips[0], device, method, preset, overrides)
     with untouched(network, device), torch.inference_mode(False), torch.enable_grad():
         run = _Run(network, clips[:1], target, config, device, progress, None, seed)
         goal = run.originals[0] if threshold is None else threshold

@@ -131,19 +131,20 @@ def filmstrip(
     truth = None if true_mask is None else as_masks(true_mask, pixels, "true_mask")[0]
     if rows is None:
         rows = ["clip"] + ["masks"] * (len(masks) > 0) + ["truth"] * (truth is not None)
-    known = {"true_mask": truth, "boxes": boxes}
+    known: dict[str, Any] = {"true_mask": truth, "boxes": boxes}
+    scale = 2 if min(pixels.shape[2:]) < 200 else 1
     strips: list[tuple[str, np.ndarray]] = []
     for row in rows:
         if row == "clip":
-            strips.append(("clip", paint(pixels, scale=2)))
+            strips.append(("clip", paint(pixels, scale=scale)))
         elif row == "masks":
             for k, mask in enumerate(masks):
                 words = [] if ratios is None else [f"keep {percent(ratios[k])}"]
                 words += [] if probability is None else [f"p = {float(probability[k]):.2f}"]
                 label = labels[k] if labels is not None else "\n".join(words) or "mask"
-                strips.append((label, paint(pixels, mask, view, scale=2, **known)))
+                strips.append((label, paint(pixels, mask, view, scale=scale, **known)))
         elif row == "truth" and truth is not None:
-            strips.append((f"truth\n{percent(float(truth.mean()))}", _truth_frames(pixels, truth)))
+            strips.append((f"truth\n{percent(float(truth.mean()))}", _truth_frames(pixels, truth, scale)))
         else:
             raise ValueError(f"rows: got {row!r}, expected 'clip', 'masks' or 'truth' (with a true_mask)")
     shown = spread(pixels.shape[1], columns)
@@ -163,10 +164,10 @@ def save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def _truth_frames(pixels: Tensor, truth: Tensor) -> np.ndarray:
+def _truth_frames(pixels: Tensor, truth: Tensor, scale: int) -> np.ndarray:
     """What is true, kept as a mask would keep it, with the line in the colour of truth."""
     dim = truth * pixels + (1 - truth) * pale(pixels)
-    return paint(dim, scale=2, true_mask=truth)
+    return paint(dim, scale=scale, true_mask=truth)
 
 
 def _grid(strips: list[tuple[str, np.ndarray]], below: Sequence[str], title: str, key: bool) -> Figure:

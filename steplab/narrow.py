@@ -115,7 +115,7 @@ class NarrowR2Plus1D(nn.Module):
 
     target_layer = "last_map"
 
-    def __init__(self, classes: int, width: int = 24):
+    def __init__(self, classes: int, width: int = 32):
         super().__init__()
         self.settings = {"classes": classes, "width": width}
         self.stem = FactoredConv(3, 16, kernel=5, stride=2, linear=True)

@@ -91,6 +91,7 @@ def paint(
 
 def _compose(canvas: Tensor, mask: Tensor | None, view: str, truth: Tensor | None, scale: int) -> Tensor:
     """What `paint` draws on a clip enlarged already; mask and truth (1, time, height, width) not."""
+    thick = scale * max(1.0, canvas.shape[2] / scale / 112)  # as wide on show whatever the size
     if mask is not None:
         large = _enlarge(mask, scale, "bilinear")[0]
         if view == "heat":
@@ -101,10 +102,10 @@ def _compose(canvas: Tensor, mask: Tensor | None, view: str, truth: Tensor | Non
             if view == "kept":
                 keep = large.clamp(0, 1)
                 canvas = keep * canvas + (1 - keep) * pale(canvas)
-            canvas = _draw_line(canvas, large, ORANGE, 0.55 * scale)
+            canvas = _draw_line(canvas, large, ORANGE, 0.55 * thick)
     if truth is not None:
         truth = F.avg_pool2d(truth, 3, 1, 1, count_include_pad=False)  # rounds the steps of a pixel mask
-        canvas = _draw_line(canvas, _enlarge(truth, scale, "bilinear")[0], SKY, 0.42 * scale)
+        canvas = _draw_line(canvas, _enlarge(truth, scale, "bilinear")[0], SKY, 0.42 * thick)
     return canvas
 
 

@@ -36,14 +36,21 @@ def build(name: str) -> dict[str, Any]:
 
 
 def kinetics_pixels(
-    preset: Callable[[Tensor], Tensor], crop: int, pixels: Float[Tensor, "batch 3 time height width"]
+    preset: Callable[[Tensor], Tensor],
+    crop: int,
+    pixels: Float[Tensor, "batch 3 time height width"],
+    frames: int | None = None,
 ) -> Float[Tensor, "batch 3 time crop crop"]:
     """torchvision's own preprocessing as a differentiable function of pixels in [0, 1].
 
     A clip of another size is resized and cropped as the weights' recipe says. One that has the crop's size
-    already
-    is only normalised: resizing it first would throw away its border, and with it part of every mask.
+    already is only normalised: resizing it first would throw away its border, and with it part of every mask.
+
+    Raises:
+        ValueError: not as many frames as `frames`, if that is given.
     """
+    if frames is not None and pixels.shape[2] != frames:
+        raise ValueError(f"pixels: got {pixels.shape[2]} frames, expected {frames}, all this network takes")
     if tuple(pixels.shape[-2:]) == (crop, crop):
         mean, std = (pixels.new_tensor(getattr(preset, v)).view(1, 3, 1, 1, 1) for v in ("mean", "std"))
         return (pixels - mean) / std
@@ -68,7 +75,9 @@ def _kinetics(builder: str) -> dict[str, Any]:
     return {
         "fn": module.eval(),
         "classes": tuple(weights.meta["categories"]),
-        "preprocess": partial(kinetics_pixels, preset, crop),
+        "preprocess": partial(
+            kinetics_pixels, preset, crop, frames=frames if builder.startswith("mvit") else None
+        ),
         "frames": frames,
         "size": crop,
         "target_layer": layer,

@@ -1,20 +1,15 @@
 """Train the stage's small networks so that only the evidence moves them.
 
-A network trained on plain clips will read an action off a moving window that is blurred or greyed out: the
-window performs the action itself. So training shows windows that mean nothing: cut from other clips, moving
-over still pictures, wiping out the actor; the right answer is then "nothing". With the evidence kept and all
-else perturbed, the answer stays. `evidence_report` measures how far a network got.
-
 Training goes from near to far: first 64-pixel close-ups of what carries the label (for the VGG-LSTM with the
-acting figure's limbs as a second target for fc7, through a head that is thrown away), then whole frames.
+acting figure's limbs as a second target for fc7, through a head that is thrown away), then whole frames,
+plain and through windows (`windows.py`), at last against a rival that moves the windows to where the network
+errs. `evidence_report` measures how far a network got.
 
     network, report = train_network("stage-action-r2plus1d")
 """
 
 import math
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -31,8 +25,7 @@ from .narrow import NarrowR2Plus1D, NarrowVGG16LSTM
 from .networks import Affine, Network, load_network, save_network
 from .perturb import perturb
 from .stage import FRAMES, REVERSED_PAIRS, SIZE, TASKS, Stage
-
-FADES = ("fade-mean", "fade-black", "fade-grey")
+from .windows import Pool, Rival, close_up, evidence_clip, grow, limb_targets
 
 
 @dataclass(frozen=True)
@@ -41,178 +34,30 @@ class Recipe:
 
     task: str
     family: str  # "r2plus1d" or "vgg16lstm"
-    steps: tuple[int, ...]  # on whole frames; each number one cycle, at half the rate of the cycle before
-    close: int = 700  # on close-ups before
+    close: int  # steps on close-ups
+    steps: int  # ... on whole frames, plain and through windows
+    duel: int  # ... with windows of a rival among them, at half the rate
     start: str | None = None  # a network whose weights it begins with
     batch: int = 32
+    rivals: int = 10  # of a batch, in the duel
     clips: int = 5120
     nothing: int = 1024
     rate: float = 2e-3
     decay: float = 0.01
     limbs: float = 15.0  # weight of the limbs' squared error during close-ups (VGG-LSTM)
+    empty: float = 0.3  # weight in the loss of examples that show nothing: a third of all, none in the test
     seed: int = 0
 
 
 RECIPES = {
-    "stage-action-r2plus1d": Recipe("action", "r2plus1d", (1000, 800), close=900, rate=3e-3),
-    "stage-action-vgg16lstm": Recipe("action", "vgg16lstm", (1000, 900)),
-    "stage-object-r2plus1d": Recipe("object", "r2plus1d", (1200,), close=500, rate=3e-3),
-    "stage-object-vgg16lstm": Recipe("object", "vgg16lstm", (1200,), close=500),
-    "stage-moment-r2plus1d": Recipe("moment", "r2plus1d", (400,), close=0, start="stage-action-r2plus1d"),
-    "stage-moment-vgg16lstm": Recipe("moment", "vgg16lstm", (500,), close=0, start="stage-action-vgg16lstm"),
+    "stage-action-r2plus1d": Recipe("action", "r2plus1d", 900, 2600, 0, rate=3e-3),
+    "stage-action-vgg16lstm": Recipe("action", "vgg16lstm", 700, 2000, 500),
+    "stage-object-r2plus1d": Recipe("object", "r2plus1d", 500, 1000, 250, rate=3e-3),
+    "stage-object-vgg16lstm": Recipe("object", "vgg16lstm", 700, 1200, 250),
+    "stage-moment-r2plus1d": Recipe("moment", "r2plus1d", 0, 700, 0, "stage-action-r2plus1d", rate=1.5e-3),
+    "stage-moment-vgg16lstm": Recipe("moment", "vgg16lstm", 0, 0, 700, "stage-action-vgg16lstm"),
 }
 FAMILIES: dict[str, Callable[[int], Any]] = {"r2plus1d": NarrowR2Plus1D, "vgg16lstm": NarrowVGG16LSTM}
-
-# ----------------------------------------------------------------------------------------------- clips
-
-
-def _render(arguments) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
-    stage, index = arguments
-    torch.set_num_threads(1)
-    record, limbs = stage.play(index)
-    pixels = (record.clip.pixels * 255).round().to(torch.uint8)
-    return pixels.numpy(), np.packbits(record.mask.numpy()), record.label, limbs
-
-
-@dataclass
-class Pool:
-    """Rendered clips in memory: 8-bit pixels, bit-packed masks, labels (600 kB a clip)."""
-
-    pixels: np.ndarray
-    masks: np.ndarray
-    labels: np.ndarray
-    limbs: np.ndarray
-
-    @classmethod
-    def render(cls, stages: list[Stage], workers: int = 2, progress: bool = True) -> "Pool":
-        """Every clip of `stages`, rendered by `workers` processes."""
-        todo = [(stage, i) for stage in stages for i in range(len(stage))]
-        pixels = np.empty((len(todo), 3, FRAMES, SIZE, SIZE), np.uint8)
-        masks = np.empty((len(todo), FRAMES * SIZE * SIZE // 8), np.uint8)
-        labels = np.empty(len(todo), np.int64)
-        limbs = np.empty((len(todo), FRAMES, len(NEUTRAL)), np.float32)
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as executor:
-            done = executor.map(_render, todo, chunksize=16)
-            for i, item in enumerate(tqdm(done, "rendering", len(todo), disable=not progress, unit="clip")):
-                pixels[i], masks[i], labels[i], limbs[i] = item
-        return cls(pixels, masks, labels, limbs)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def get(self, i: int) -> tuple[Tensor, Tensor, int]:
-        """Pixels (3, T, H, W) in [0, 1], mask (T, H, W) of 0 and 1, label."""
-        mask = np.unpackbits(self.masks[i]).reshape(FRAMES, SIZE, SIZE)
-        return (
-            torch.from_numpy(self.pixels[i]).float() / 255,
-            torch.from_numpy(mask).float(),
-            int(self.labels[i]),
-        )
-
-
-# --------------------------------------------------------------------------------------------- windows
-
-
-def grow(mask: Float[Tensor, "*batch height width"], pixels: int) -> Float[Tensor, "*batch height width"]:
-    """The mask with every point grown to a square of `2·pixels + 1` px."""
-    rows, columns = (torch.arange(n) for n in mask.shape[-2:])
-    tall = ((rows[:, None] - rows[None]).abs() <= pixels).to(mask)
-    wide = ((columns[:, None] - columns[None]).abs() <= pixels).to(mask)
-    return ((tall @ mask @ wide) > 0.5).to(mask)
-
-
-def _boxed(mask: Tensor) -> Tensor:
-    """Each frame's mask, filled up to its bounding box."""
-    rows, columns = mask.amax(-1), mask.amax(-2)
-
-    def between(line):
-        return torch.minimum(line.cummax(-1).values, line.flip(-1).cummax(-1).values.flip(-1))
-
-    return between(rows)[..., :, None] * between(columns)[..., None, :]
-
-
-def _blobs(rng: np.random.Generator) -> Tensor:
-    """(T, H, W) smooth random windows that come and go, like masks drawn from coarse seeds."""
-    grid = torch.from_numpy(rng.standard_normal((1, 1, int(rng.integers(2, 9)), 7, 7)).astype(np.float32))
-    field = F.interpolate(grid, size=(FRAMES, SIZE, SIZE), mode="trilinear", align_corners=False)[0, 0]
-    threshold = torch.quantile(field.flatten()[::37], float(rng.uniform(0.7, 0.97)))
-    return torch.sigmoid((field - threshold) * 12)
-
-
-def _perturb(rng: np.random.Generator, pixels: Tensor, mask: Tensor) -> Tensor:
-    """The clip where the mask is one; blurred, faded, or another colour where it is zero."""
-    if rng.random() < 0.5:
-        sigma = float(rng.choice([6.0, 12.0, 20.0, 20.0]))
-        return perturb(pixels[None], mask[None], kind="blur", sigma=sigma)[0]
-    if rng.random() < 0.7:
-        return perturb(pixels[None], mask[None], kind=str(rng.choice(FADES)))[0]
-    other = torch.from_numpy(rng.random((3, 1, 1, 1), dtype=np.float32))
-    return pixels * mask + other * (1 - mask)
-
-
-def close_up(rng: np.random.Generator, pixels: Tensor, mask: Tensor, side: int = 64) -> Tensor:
-    """A `side`-pixel crop with the mask about in its middle (anywhere, if the mask is empty)."""
-    points = mask.amax(0).nonzero()
-    middle = (
-        (points.amin(0) + points.amax(0)) / 2 if len(points) else torch.from_numpy(rng.uniform(32, 80, 2))
-    )
-    y, x = (np.clip(middle.numpy() - side / 2 + rng.uniform(-8, 8, 2), 0, SIZE - side)).astype(int)
-    return pixels[:, :, y : y + side, x : x + side]
-
-
-def limb_targets(limbs: Float[Tensor, "time joint"]) -> Float[Tensor, "time target"]:
-    """What a frame tells of the limbs whichever side they are on: of a pair the larger, the smaller angle."""
-    size = limbs.abs()
-    left, right = size[:, 1:9:2], size[:, 2:9:2]
-    return torch.cat([size[:, :1], torch.maximum(left, right), torch.minimum(left, right), size[:, 9:]], 1)
-
-
-def evidence_clip(
-    rng: np.random.Generator,
-    pixels: Tensor,
-    mask: Tensor,
-    label: int,
-    nothing: int,
-    other: Tensor,
-    still_is_nothing: bool,
-) -> tuple[Tensor, int]:
-    """A clip seen through windows, and the label that is right for what is still to be seen.
-
-    Args:
-        pixels, mask, label: the clip (3, T, H, W), its true mask (T, H, W) and label.
-        nothing: the label of clips that show no class.
-        other: the true mask of another clip, for windows that mean nothing here.
-        still_is_nothing: whether a frozen frame shows no class.
-    """
-    empty = label == nothing
-    choice = rng.choice(
-        ["plain", "keep", "wipe", "alien", "still", "miss"], p=[0.34, 0.3, 0.14, 0.08, 0.05, 0.09]
-    )
-    if choice == "plain":
-        return pixels, label
-    if choice in ("keep", "wipe") and not empty:
-        window = grow(mask, int(rng.integers(2, 11)))
-        shape = rng.random()
-        if shape < 0.25:
-            window = _boxed(window)
-        elif shape < 0.5:
-            window = torch.maximum(window, _blobs(rng))
-        if choice == "keep":
-            return _perturb(rng, pixels, window), label
-        return _perturb(rng, pixels, 1 - window), nothing
-    window = _blobs(rng) if not other.any() or rng.random() < 0.2 else grow(other, int(rng.integers(2, 9)))
-    if choice == "miss":  # something else is wiped out
-        hidden = (window * mask).sum() / mask.sum().clamp(min=1)
-        return (pixels, label) if hidden > 0.3 else (_perturb(rng, pixels, 1 - window), label)
-    if choice == "still" and still_is_nothing:
-        frame = pixels[:, int(rng.integers(FRAMES))][:, None].expand_as(pixels)
-        if rng.random() < 0.5:
-            window = grow(mask, int(rng.integers(2, 9)))
-        return (_perturb(rng, frame, window if rng.random() < 0.5 else 1 - window), nothing)
-    if (window * mask).sum() > 0.1 * mask.sum() and not empty:
-        return pixels, label
-    return _perturb(rng, pixels, window), nothing
-
 
 # -------------------------------------------------------------------------------------------- training
 
@@ -222,8 +67,8 @@ def fit(
     loss_of: Callable[[int], Tensor],
     parameters: list[nn.Parameter],
     steps: int,
-    *,
     rate: float,
+    *,
     decay: float,
     progress: bool = True,
     watch: Callable[[int], dict[str, float]] | None = None,
@@ -349,6 +194,8 @@ class Course:
         self.held = Pool.render([Stage(recipe.task, "train", recipe.seed + 1, 192)], workers, progress)
         both = {a: b for pair in REVERSED_PAIRS for a, b in (pair, pair[::-1]) if a in self.classes}
         self.swaps = {self.classes.index(a): self.classes.index(b) for a, b in both.items()}
+        self.weights = torch.ones(len(self.classes))
+        self.weights[self.nothing] = recipe.empty
         self.bf16 = torch.cpu._is_avx512_bf16_supported()
 
     def example(self, rng: np.random.Generator, close: bool) -> tuple[Tensor, int, Tensor]:
@@ -370,12 +217,17 @@ class Course:
             pixels, limbs, label = pixels.flip(1), limbs.flip(0), self.swaps.get(label, label)
         return pixels, label, limbs
 
-    def loss(self, step: int, close: bool = False) -> Tensor:
+    def loss(self, step: int, close: bool = False, rival: Rival | None = None) -> Tensor:
         """Of one batch: negative log-likelihood, in close-ups of a VGG-LSTM also the limbs read off fc7."""
         rng = np.random.default_rng([self.recipe.seed, step, close])
-        items = [self.example(rng, close) for _ in range(self.recipe.batch)]
+        count = self.recipe.batch - (self.recipe.rivals if rival else 0)
+        items = [self.example(rng, close) for _ in range(count)]
         labels = torch.tensor([label for _, label, _ in items])
-        pixels = PREPROCESS(torch.stack([pixels for pixels, _, _ in items]))
+        pixels = torch.stack([pixels for pixels, _, _ in items])
+        if rival is not None:
+            theirs, right = rival.batch(self.recipe.rivals)
+            pixels, labels = torch.cat([pixels, theirs]), torch.cat([labels, right])
+        pixels = PREPROCESS(pixels)
         read: list[Tensor] = []
         hook = None
         if close and self.head is not None:
@@ -383,8 +235,8 @@ class Course:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             output = self.module(pixels).float()
         if not self.probability:
-            return F.cross_entropy(output, labels)
-        loss = F.nll_loss(output.clamp_min(1e-6).log(), labels)
+            return F.cross_entropy(output, labels, self.weights)
+        loss = F.nll_loss(output.clamp_min(1e-6).log(), labels, self.weights)
         if hook is not None and self.head is not None:
             hook.remove()
             wanted = torch.stack([limbs for _, _, limbs in items])
@@ -405,39 +257,20 @@ class Course:
         return shown
 
     def run(self, progress: bool) -> Network:
-        """Close-ups, then cycles on whole frames."""
-        rate, how = self.recipe.rate, {"decay": self.recipe.decay, "progress": progress}
-        with_head = list(self.module.parameters()) + (
-            list(self.head.parameters()) if self.head is not None else []
-        )
-        fit(
-            self.module,
-            lambda i: self.loss(i, True),
-            with_head,
-            self.recipe.close,
-            rate=rate,
-            title="close-ups",
-            **how,
-        )
-        done = 0
-        for steps in self.recipe.steps:
-            self.cycle(done, steps, rate, **how)
-            done, rate = done + steps, rate / 2
+        """Close-ups, whole frames, the duel."""
+        recipe, own = self.recipe, list(self.module.parameters())
+        head = [] if self.head is None else list(self.head.parameters())
+        how: Any = {"decay": recipe.decay, "progress": progress}
+        whole: Any = {**how, "watch": self.watch}
+        fit(self.module, lambda i: self.loss(i, True), own + head, recipe.close, recipe.rate,
+            title="close-ups", **how)  # fmt: skip
+        fit(self.module, self.loss, own, recipe.steps, recipe.rate, title="windows", **whole)
+        if recipe.duel:
+            torch.manual_seed(recipe.seed)  # so that a duel can be run again on its own
+            rival = Rival(self.pool, self.nothing, recipe.seed)
+            fit(self.module, lambda i: self.loss(recipe.steps + i, rival=rival), own, recipe.duel,
+                recipe.rate / 2, title="duel", **whole)  # fmt: skip
         return self.network
-
-    def cycle(self, done: int, steps: int, rate: float, **how) -> None:
-        """`steps` steps on whole frames, after `done` others."""
-        weights = list(self.module.parameters())
-        fit(
-            self.module,
-            lambda i: self.loss(done + i),
-            weights,
-            steps,
-            rate=rate,
-            title="windows",
-            watch=self.watch,
-            **how,
-        )
 
 
 def train_network(

@@ -50,7 +50,7 @@ class ExplanationViewer(_WithTwin):
     Args:
         explanations: one, or several by name (say, by method), of which one is on show.
         record: the clip's record; shows the true mask (or boxes) and segment.
-        scale: how many times frames are enlarged.
+        scale: how many times frames are enlarged; by default to about 336 px.
 
     Attributes:
         frame, ratio, view, which: the controls; set their `value` from Python as well.
@@ -63,7 +63,7 @@ class ExplanationViewer(_WithTwin):
         self,
         explanations: Explanation | Mapping[str, Explanation],
         record: Record | None = None,
-        scale: int = 3,
+        scale: int | None = None,
     ):
         named = {"": explanations} if isinstance(explanations, Explanation) else dict(explanations)
         if not named:
@@ -72,8 +72,9 @@ class ExplanationViewer(_WithTwin):
             if record is not None and record.clip.pixels.shape != one.clip.pixels.shape:
                 shapes = f"{tuple(record.clip.pixels.shape)}, expected {tuple(one.clip.pixels.shape)}"
                 raise ValueError(f"record: got a clip of shape {shapes} as in the explanation")
-        self._named, self._record, self._scale, self._cache = named, record, scale, {}
         first = next(iter(named.values()))
+        self._scale = scale or max(1, 336 // min(first.clip.pixels.shape[2:]))
+        self._named, self._record, self._cache = named, record, {}
         times = first.clip.times.tolist()
         count = len(times)
         step = (times[-1] - times[0]) / max(count - 1, 1)

@@ -157,8 +157,8 @@ class TestNarrowR2Plus1D:
         )
         with torch.no_grad():
             assert module(clips(2, 3, 16, 112, 112)).shape == (2, 9)
-        assert seen == [(2, 96, 4, 7, 7)]
-        assert 130_000 < sum(p.numel() for p in module.parameters()) < 400_000
+        assert seen == [(2, 128, 4, 7, 7)]
+        assert 300_000 < sum(p.numel() for p in module.parameters()) < 750_000
 
     def test_head_is_the_mean_of_the_last_map(self):
         module = lively(NarrowR2Plus1D(5, width=8))
@@ -455,6 +455,8 @@ class TestPretrained:
         fitting = clips(1, 3, 4, crop, crop)
         mean, std = (torch.tensor(v).view(1, 3, 1, 1, 1) for v in (preset.mean, preset.std))
         torch.testing.assert_close(kinetics_pixels(preset, crop, fitting), (fitting - mean) / std)
+        with pytest.raises(ValueError, match="got 4 frames, expected 16"):
+            kinetics_pixels(preset, crop, fitting, 16)
 
     def test_consensus_without_its_packages_names_the_extra(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)

@@ -8,7 +8,8 @@ import torch
 
 from steplab import training
 from steplab.stage import FRAMES, SIZE, Stage
-from steplab.training import RECIPES, Pool, close_up, evidence_clip, fit, grow, limb_targets, train_network
+from steplab.training import RECIPES, fit, train_network
+from steplab.windows import Pool, Rival, close_up, evidence_clip, grow, limb_targets
 
 NOTHING = 8
 
@@ -70,6 +71,39 @@ def test_a_window_shows_the_label_only_with_its_evidence(pool):
     assert kept > 40 and lost > 15
 
 
+def test_a_rival_moves_its_windows_to_where_the_network_errs(pool):
+    """A network that sees how bright a clip's upper half is: windows that raise its loss gather there."""
+    rival = Rival(pool, NOTHING, count=4, life=100)
+    kinds = [w.label for w in rival.windows]
+    assert NOTHING in kinds and set(kinds) - {NOTHING}
+    before = [w.seeds.clone() for w in rival.windows]
+    for _ in range(9):
+        pixels, labels = rival.batch(4)
+        assert pixels.shape == (4, 3, FRAMES, SIZE, SIZE) and labels.tolist() == kinds
+        difference = pixels - torch.stack([w.base for w in rival.windows])
+        difference[:, :, :, : SIZE // 2].square().mean().backward()
+    for window, old in zip(rival.windows, before, strict=True):
+        new = window.seeds
+        assert new[:, :8].mean() - old[:, :8].mean() > 0.01 > 0 > new[:, 8:].mean() - old[:, 8:].mean()
+        assert abs(new.mean() - old.mean()) < 0.01 and window.shown >= 8
+        hidden = torch.nn.functional.interpolate(1 - window.free[None], (SIZE, SIZE))[0] > 0
+        assert not (new * (1 - window.free)).any() and hidden.any() == (window.label == NOTHING)
+
+
+def test_what_a_rival_leaves_out_stays_out_of_sight(pool):
+    """Windows of the answer "nothing" let none of the evidence through, those of a label all of it."""
+    rival = Rival(pool, NOTHING, seed=1, count=8)
+    masks = [
+        (window, torch.maximum(rival.generator(window.seeds[None])[0], window.held))
+        for window in rival.windows
+    ]
+    by_pixels = {pool.get(i)[0].sum().item(): pool.get(i)[1] for i in range(6)}
+    for window, mask in masks:
+        truth = by_pixels[window.pixels.sum().item()]
+        share = float((mask * truth).sum() / truth.sum())
+        assert share < 0.1 if window.label == NOTHING else share == 1
+
+
 def test_fit_learns_a_line_and_shows_what_it_watches():
     torch.manual_seed(0)
     line = torch.nn.Linear(2, 1)
@@ -81,7 +115,7 @@ def test_fit_learns_a_line_and_shows_what_it_watches():
         seen.append(step)
         return {"error": 0.0}
 
-    fit(line, lambda _: (line(x) - y).square().mean(), list(line.parameters()), 150, rate=0.1, decay=0.0,
+    fit(line, lambda _: (line(x) - y).square().mean(), list(line.parameters()), 150, 0.1, decay=0.0,
         progress=False, watch=watch)  # fmt: skip
     assert (line(x) - y).abs().max() < 0.1
     assert seen == [99, 149] and not line.training
@@ -90,7 +124,7 @@ def test_fit_learns_a_line_and_shows_what_it_watches():
 def test_a_course_trains_saves_and_reports(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "accuracy", lambda *_: 0.5)
     monkeypatch.setattr(training, "evidence_report", lambda *_: {"plain": 0.5})
-    small = dict(clips=8, nothing=4, batch=4, steps=(1, 1), close=2)
+    small = dict(clips=8, nothing=4, batch=4, close=2, steps=2, duel=3, rivals=2)
     for name in ("stage-action-vgg16lstm", "stage-moment-vgg16lstm"):
         network, report = train_network(name, tmp_path, progress=False, workers=1, **small)
         assert report["test_accuracy"] == 0.5

@@ -102,7 +102,7 @@ def test_ratio_slider_shows_that_mask(result):
 def test_views_differ_and_truth_is_drawn_only_if_known(result, record):
     pictures = {}
     for known in (None, record):
-        viewer = ExplanationViewer(result, known)
+        viewer = ExplanationViewer(result, known, scale=3)
         for view in ("kept", "heat", "mask", "clip"):
             viewer.view.value = view
             viewer.frame.value = 3
@@ -118,7 +118,7 @@ def test_views_differ_and_truth_is_drawn_only_if_known(result, record):
 
 
 def test_bar_of_the_frame_on_show_is_orange(result):
-    viewer = ExplanationViewer(result)
+    viewer = ExplanationViewer(result, scale=3)
     wide = 2 * 3 * SIZE + 6
     for t in (0, 4):
         viewer.frame.value = t
@@ -160,7 +160,7 @@ def test_output_carries_widget_and_picture(result):
 
 def test_several_methods_by_name(result, network, clip):
     other = explain(network, clip, 1, method="ep3d", ratios=(0.2,), preset="smoke", progress=False)
-    viewer = ExplanationViewer({"STEP": result, "EP-3D": other})
+    viewer = ExplanationViewer({"STEP": result, "EP-3D": other}, scale=3)
     viewer.view.value = "mask"
     viewer.ratio.value = 1
     viewer.which.value = "EP-3D"
