@@ -151,7 +151,7 @@ def _explain(options) -> int:
         print("Interrupted: what follows is the best so far.")
     print("Kept    probability")
     for ratio, probability, final in zip(result.ratios, result.probability, result.converged, strict=True):
-        print(f"{ratio:6.1%}  {float(probability):.3f}{'' if final else '  (its mask has not settled yet)'}")
+        print(f"{ratio:6.1%}  {float(probability):.3f}{'' if final else '  (not settled)'}")
     name = Path(options.video).stem
     written = [
         out / f"{name}.overlay.mp4",

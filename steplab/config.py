@@ -60,10 +60,15 @@ class StepConfig:
     momentum: float = 0.9
     dampening: float = 0.9
     largest_step: float = 1.0  # most that one iteration moves a seed (sgd)
+    hold_rate: float = (
+        0.0  # how fast the losses ask for less while a mask is too large; 0: not held to its ratio
+    )
     shrink: int = 0  # iterations in which the ratio falls from 1 to what was asked
     patience: int = 0  # stop when nothing has moved for so many iterations; 0: never
     tolerance: float = 0.01  # ... no more than this share of the energy
-    ratio_tolerance: float = 0.25  # a mask is final only if its mean is so near to the ratio, relative to it
+    ratio_tolerance: float = (
+        0.25  # a mask is settled only if its mean is so near to the ratio, relative to it
+    )
     # running
     heat_sigma: float = 0.09  # blur of the masks that are summed to a heat map, share of min(H, W)
     precision: str = "auto"  # "auto", "float32" or "bfloat16": of the network's own arithmetic
@@ -104,6 +109,7 @@ PRESETS: dict[str, dict] = {
         "reward_reach": (2.0, 0.08),
         "largest_step": 0.2,  # where a ratio is too small, area and network fight; without this they thrash
         "area_growth": 1.0116,
+        "hold_rate": 0.05,
     },
     # The published demo's step is .0073 of the way at 16 x 112 x 112. Much larger ones overshoot: with
     # momentum .9 seeds go on falling for ten iterations, and dead ones hardly come back.

@@ -136,6 +136,9 @@ class Descent:
         self.seeds = start.to(pixels).clone()
         self.first_ratios = [float(s.mean()) for s in self.seeds]  # where a shrinking ratio begins
         self.seeds.requires_grad_()
+        # The losses ask for this share of each ratio. Where the reward makes a mask larger than its ratio it
+        # falls a little in every iteration, and rises again where the mask has become smaller.
+        self.aims = torch.ones(len(self.ratios)).to(self.seeds.detach())
         self.velocity = torch.zeros_like(self.seeds, requires_grad=False)
         self.square = torch.zeros_like(self.velocity)
         # d(area / N) / d(seed) is at first 2 / number of seeds: the larger the clip, the weaker each seed is
@@ -166,7 +169,8 @@ class Descent:
 
     def energy(self) -> dict[str, Tensor]:
         """The energy of each item and its parts."""
-        c, ratios = self.config, self.targets_now()
+        c = self.config
+        ratios = [v * a for v, a in zip(self.targets_now(), self.aims.tolist(), strict=True)]
         whole, masks = self.masks()
         seen = BlurGradient.apply(masks, *self.blurs) if any(c.reward_reach) else masks
         scores = self.score(self.perturbation(seen, self.items)).float()
@@ -217,24 +221,46 @@ class Descent:
                 m = self.velocity / (1 - c.momentum**n)
                 self.seeds.sub_(c.learning_rate * m / ((self.square / (1 - 0.99**n)).sqrt() + 1e-6))
             self.seeds.clamp_(0, 1)
-        self.iteration += 1
+            self.iteration += 1
+            goal = torch.tensor(self.targets_now()).to(parts["mean"])
+            self.aims *= (goal / parts["mean"].clamp(1e-6)) ** c.hold_rate
+            self.aims.clamp_(0.3, 1)
         return {k: v.detach() for k, v in parts.items()}
 
-    def finish(self) -> dict[str, Tensor]:
-        """The present masks, seeds and the probabilities they keep, on the CPU."""
+    def finish(self, trim: bool = False) -> dict[str, Tensor]:
+        """The present masks, seeds and the probabilities they keep, on the CPU; `trim`: none too large."""
         with torch.no_grad():
+            if trim:
+                self._trim()
             _, masks = self.masks()
             scores = self.score(self.perturbation(masks, self.items)).float()
         kept = scores.gather(1, self.targets[:, None])[:, 0].exp()
         found = {"masks": masks, "probability": kept, "seeds": self.seeds}
         return {k: v.detach().cpu().clone() for k, v in found.items()}
 
+    def _trim(self) -> None:
+        """Shift seeds down until no mask is larger than its ratio; to about .1 % of a seed."""
+        start = self.seeds.detach().clone()
+        goal = torch.tensor(self.ratios).to(start)
+        low, high = torch.zeros_like(goal), start.flatten(1).amax(1)
+
+        def larger(shift: Tensor) -> Tensor:
+            self.seeds.copy_((start - shift[:, None, None, None]).clamp(min=0))
+            return self.masks()[1].mean(dim=(1, 2, 3)) > goal
+
+        over = larger(low)
+        for _ in range(10 if over.any() else 0):
+            middle = (low + high) / 2
+            above = larger(middle)
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        larger(torch.where(over, high, torch.zeros_like(high)))
+
     def keep(self, which: Sequence[int]) -> None:
         """Go on with these items only."""
         index = torch.tensor(list(which), dtype=torch.long, device=self.seeds.device)
         self.clips, self.ratios = [self.clips[j] for j in which], [self.ratios[j] for j in which]
         self.first_ratios = [self.first_ratios[j] for j in which]
-        for name in ("items", "targets", "velocity", "square"):
+        for name in ("items", "targets", "velocity", "square", "aims"):
             setattr(self, name, getattr(self, name)[index])
         self.seeds = self.seeds.detach()[index].requires_grad_()
 

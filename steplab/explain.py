@@ -188,7 +188,7 @@ class _Run:
             last = descent.iteration >= c.iterations or self.interrupted
             stop = [j for j, i in enumerate(active) if last or _settled(histories[i], ratios[i], c)]
             if stop:
-                final = descent.finish()
+                final = descent.finish(trim=c.hold_rate > 0 and not self.interrupted)
                 for j in stop:
                     found[active[j]] = {k: v[j] for k, v in final.items()}
                 keep = [j for j in range(len(active)) if j not in stop]
@@ -196,7 +196,7 @@ class _Run:
                 descent.keep(keep)
         for f, h, v in zip(found, histories, ratios, strict=True):
             f["history"] = {k: np.array([row.get(k, np.nan) for row in h], dtype=np.float32) for k in h[-1]}
-            f["converged"] = _reached(float(f["masks"].mean()), v, c)
+            f["converged"] = _reached(h[-1]["mean"], v, c)
         return found
 
 

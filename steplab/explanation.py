@@ -37,7 +37,8 @@ class Explanation:
         clip: the clip itself.
         method, preset, config, seed: what was asked.
         versions: of the packages; fingerprints: sha256 of "network" and "clip".
-        converged: (R,) whether each mask's mean has reached its ratio.
+        converged: (R,) whether each mask came to within `ratio_tolerance` of its ratio by itself. In
+            preset `lesson` what is too much is then cut off; `probability` is of what is left.
         interrupted: True if the keyboard stopped it: the masks are the latest there were.
     """
 

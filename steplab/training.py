@@ -35,11 +35,15 @@ class Recipe:
     task: str
     family: str  # "r2plus1d" or "vgg16lstm"
     close: int  # steps on close-ups
-    steps: int  # ... on whole frames, plain and through windows
+    short: int  # ... on whole frames, plain and through windows, of clips cut to `cut` frames
+    steps: int  # ... of whole clips
     duel: int  # ... with windows of a rival among them, at half the rate
     start: str | None = None  # a network whose weights it begins with
     batch: int = 32
     rivals: int = 10  # of a batch, in the duel
+    cut: int = (
+        FRAMES  # frames of close-ups and short clips: four tell what an object is, at a quarter of the cost
+    )
     clips: int = 5120
     nothing: int = 1024
     rate: float = 2e-3
@@ -50,12 +54,12 @@ class Recipe:
 
 
 RECIPES = {
-    "stage-action-r2plus1d": Recipe("action", "r2plus1d", 900, 2600, 0, rate=3e-3),
-    "stage-action-vgg16lstm": Recipe("action", "vgg16lstm", 700, 2000, 500),
-    "stage-object-r2plus1d": Recipe("object", "r2plus1d", 500, 1000, 250, rate=3e-3),
-    "stage-object-vgg16lstm": Recipe("object", "vgg16lstm", 700, 1200, 250),
-    "stage-moment-r2plus1d": Recipe("moment", "r2plus1d", 0, 700, 0, "stage-action-r2plus1d", rate=1.5e-3),
-    "stage-moment-vgg16lstm": Recipe("moment", "vgg16lstm", 0, 0, 700, "stage-action-vgg16lstm"),
+    "stage-action-r2plus1d": Recipe("action", "r2plus1d", 900, 0, 2600, 0, rate=3e-3),
+    "stage-action-vgg16lstm": Recipe("action", "vgg16lstm", 700, 0, 2000, 500),
+    "stage-object-r2plus1d": Recipe("object", "r2plus1d", 1500, 2500, 300, 0, rate=3e-3, cut=4),
+    "stage-object-vgg16lstm": Recipe("object", "vgg16lstm", 1500, 2500, 300, 0, cut=4),
+    "stage-moment-r2plus1d": Recipe("moment", "r2plus1d", 0, 0, 700, 0, "stage-action-r2plus1d", rate=1.5e-3),
+    "stage-moment-vgg16lstm": Recipe("moment", "vgg16lstm", 0, 0, 0, 700, "stage-action-vgg16lstm"),
 }
 FAMILIES: dict[str, Callable[[int], Any]] = {"r2plus1d": NarrowR2Plus1D, "vgg16lstm": NarrowVGG16LSTM}
 
@@ -198,11 +202,18 @@ class Course:
         self.weights[self.nothing] = recipe.empty
         self.bf16 = torch.cpu._is_avx512_bf16_supported()
 
-    def example(self, rng: np.random.Generator, close: bool) -> tuple[Tensor, int, Tensor]:
+    def example(self, rng: np.random.Generator, close: bool, frames: int) -> tuple[Tensor, int, Tensor]:
         """Pixels, label, limbs of a clip: mirrored, tinted, played backwards, close up or behind windows."""
         i = int(rng.integers(len(self.pool)))
         pixels, mask, label = self.pool.get(i)
         limbs = limb_targets(torch.from_numpy(np.array(self.pool.limbs[i])))
+        other = self.pool.get(int(rng.integers(len(self.pool))))[1]
+        if frames < FRAMES:  # where it is out of sight, nothing is to be seen
+            first = int(rng.integers(FRAMES - frames + 1))
+            pixels, mask, limbs, other = (
+                x.narrow(-3 if x.ndim > 2 else 0, first, frames) for x in (pixels, mask, limbs, other)
+            )
+            label = label if mask.sum() > 40 * frames else self.nothing
         if rng.random() < 0.5:
             pixels, mask = pixels.flip(-1), mask.flip(-1)
         tint = torch.from_numpy(rng.uniform(0.88, 1.12, (3, 1, 1, 1)).astype(np.float32))
@@ -210,18 +221,19 @@ class Course:
         if close:
             pixels = close_up(rng, pixels, mask)
         else:
-            other = self.pool.get(int(rng.integers(len(self.pool))))[1]
             still_is_nothing = self.recipe.task != "object"
             pixels, label = evidence_clip(rng, pixels, mask, label, self.nothing, other, still_is_nothing)
         if rng.random() < 0.5:  # backwards, the pairs change places
             pixels, limbs, label = pixels.flip(1), limbs.flip(0), self.swaps.get(label, label)
         return pixels, label, limbs
 
-    def loss(self, step: int, close: bool = False, rival: Rival | None = None) -> Tensor:
+    def loss(
+        self, step: int, close: bool = False, frames: int = FRAMES, rival: Rival | None = None
+    ) -> Tensor:
         """Of one batch: negative log-likelihood, in close-ups of a VGG-LSTM also the limbs read off fc7."""
         rng = np.random.default_rng([self.recipe.seed, step, close])
         count = self.recipe.batch - (self.recipe.rivals if rival else 0)
-        items = [self.example(rng, close) for _ in range(count)]
+        items = [self.example(rng, close, frames) for _ in range(count)]
         labels = torch.tensor([label for _, label, _ in items])
         pixels = torch.stack([pixels for pixels, _, _ in items])
         if rival is not None:
@@ -257,18 +269,23 @@ class Course:
         return shown
 
     def run(self, progress: bool) -> Network:
-        """Close-ups, whole frames, the duel."""
+        """Close-ups, short clips, whole clips, the duel."""
         recipe, own = self.recipe, list(self.module.parameters())
         head = [] if self.head is None else list(self.head.parameters())
         how: Any = {"decay": recipe.decay, "progress": progress}
         whole: Any = {**how, "watch": self.watch}
-        fit(self.module, lambda i: self.loss(i, True), own + head, recipe.close, recipe.rate,
+        fit(self.module, lambda i: self.loss(i, True, recipe.cut), own + head, recipe.close, recipe.rate,
             title="close-ups", **how)  # fmt: skip
-        fit(self.module, self.loss, own, recipe.steps, recipe.rate, title="windows", **whole)
+        fit(self.module, lambda i: self.loss(i, False, recipe.cut), own, recipe.short, recipe.rate,
+            title="short clips", **whole)  # fmt: skip
+        after = recipe.short
+        rate = recipe.rate / (3 if after else 1)
+        fit(self.module, lambda i: self.loss(after + i), own, recipe.steps, rate,
+            title="whole clips", **whole)  # fmt: skip
         if recipe.duel:
             torch.manual_seed(recipe.seed)  # so that a duel can be run again on its own
             rival = Rival(self.pool, self.nothing, recipe.seed)
-            fit(self.module, lambda i: self.loss(recipe.steps + i, rival=rival), own, recipe.duel,
+            fit(self.module, lambda i: self.loss(after + recipe.steps + i, rival=rival), own, recipe.duel,
                 recipe.rate / 2, title="duel", **whole)  # fmt: skip
         return self.network
 

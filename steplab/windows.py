@@ -92,10 +92,10 @@ def _boxed(mask: Tensor) -> Tensor:
     return between(rows)[..., :, None] * between(columns)[..., None, :]
 
 
-def _blobs(rng: np.random.Generator) -> Tensor:
+def _blobs(rng: np.random.Generator, frames: int) -> Tensor:
     """(T, H, W) smooth random windows that come and go, like masks drawn from coarse seeds."""
     grid = torch.from_numpy(rng.standard_normal((1, 1, int(rng.integers(2, 9)), 7, 7)).astype(np.float32))
-    field = F.interpolate(grid, size=(FRAMES, SIZE, SIZE), mode="trilinear", align_corners=False)[0, 0]
+    field = F.interpolate(grid, size=(frames, SIZE, SIZE), mode="trilinear", align_corners=False)[0, 0]
     threshold = torch.quantile(field.flatten()[::37], float(rng.uniform(0.7, 0.97)))
     return torch.sigmoid((field - threshold) * 12)
 
@@ -157,16 +157,20 @@ def evidence_clip(
         if shape < 0.25:
             window = _boxed(window)
         elif shape < 0.5:
-            window = torch.maximum(window, _blobs(rng))
+            window = torch.maximum(window, _blobs(rng, len(mask)))
         if choice == "keep":
             return _perturb(rng, pixels, window), label
         return _perturb(rng, pixels, 1 - window), nothing
-    window = _blobs(rng) if not other.any() or rng.random() < 0.2 else grow(other, int(rng.integers(2, 9)))
+    window = (
+        _blobs(rng, len(mask))
+        if not other.any() or rng.random() < 0.2
+        else grow(other, int(rng.integers(2, 9)))
+    )
     if choice == "miss":  # something else is wiped out
         hidden = (window * mask).sum() / mask.sum().clamp(min=1)
         return (pixels, label) if hidden > 0.3 else (_perturb(rng, pixels, 1 - window), label)
     if choice == "still" and still_is_nothing:
-        frame = pixels[:, int(rng.integers(FRAMES))][:, None].expand_as(pixels)
+        frame = pixels[:, int(rng.integers(pixels.shape[1]))][:, None].expand_as(pixels)
         if rng.random() < 0.5:
             window = grow(mask, int(rng.integers(2, 9)))
         return (_perturb(rng, frame, window if rng.random() < 0.5 else 1 - window), nothing)

@@ -49,7 +49,7 @@ def test_a_video_is_explained_in_three_files(colours, video, tmp_path, capfd):
     lines = printed.splitlines()
     assert lines[0] == "colours on red patch.mp4:" and lines[1].split()[1] == "red"
     assert len([line for line in lines if line.startswith("   ")]) >= 5 and "Explaining 'red'" in printed
-    assert "(its mask has not settled yet)" in printed  # a few iterations cannot do
+    assert "(not settled)" in printed  # a few iterations cannot do
     assert {p.name for p in out.iterdir()} == {
         "red patch.overlay.mp4",
         "red patch.filmstrip.png",

@@ -257,8 +257,24 @@ def test_lesson_stops_on_its_plateau_and_only_when_the_ratio_is_reached():
     assert rounds <= 250
     if rounds < result.config.iterations:
         assert result.converged == (True,)
-    mean = float(result.masks.mean())
+    mean = result.history["mean"][0][rounds - 1]
     assert result.converged[0] == (abs(mean - 0.1) <= max(result.config.ratio_tolerance * 0.1, 0.002))
+
+
+def test_a_mask_is_never_larger_than_its_ratio_even_where_the_class_needs_more():
+    """A network that wants every pixel: the reward makes masks too large, the ratio holds all the same."""
+    bright = Network(
+        lambda x: torch.stack([60 * x.mean((1, 2, 3, 4)), torch.full(x.shape[:1], 30.0)], 1),
+        ["bright", "dark"],
+    )
+    clip = torch.full((3, 8, 56, 56), 0.9)
+    options = {"perturbation": "fade-black", "preset": "lesson", "progress": False, "method": "ep3d"}
+    kept = explain(bright, clip, "bright", ratios=(0.05, 0.2), **options)
+    free = explain(bright, clip, "bright", ratios=(0.05, 0.2), hold_rate=0.0, **options)
+    for mask, loose, ratio in zip(kept.masks, free.masks, kept.ratios, strict=True):
+        assert loose.mean() > 1.1 * ratio >= mask.mean() > 0.95 * ratio
+    again = torch.stack([bright.probabilities((m * clip)[None])[0, 0] for m in kept.masks])
+    torch.testing.assert_close(again, kept.probability, rtol=1e-4, atol=1e-6)
 
 
 def test_the_network_is_untouched(small, clips):
