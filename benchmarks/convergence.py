@@ -1,18 +1,22 @@
 """Is `lesson` as good as `paper`? Both on the same clips of the stage, with both narrow networks.
 
-    python benchmarks/convergence.py [--clips 24] [--task action] [--ratios .05 .1] [--minutes 60]
+    python benchmarks/convergence.py [--clips 24] [--task action] [--ratios .1]
     python benchmarks/convergence.py --try "shrink=40" "learning_rate=.15,momentum=.6"    # other schedules
 
 For each clip that the network gets right: the probability kept, the IoU of the mask with the true one
 (grown by 4 px), spatial pointing, iterations. Reports means and the paired difference lesson - paper with a
-95 % bootstrap interval over clips. Writes benchmarks/convergence.md.
+95 % bootstrap interval over clips. Rows go to benchmarks/convergence.csv as they come; what is there is not
+measured again. Delete it after a change. Then writes benchmarks/convergence.md.
 """
 
 import argparse
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +25,7 @@ from steplab.explain import Explanation, explain
 from steplab.networks import load_network
 from steplab.stage import Stage
 
+TABLE = Path(__file__).with_suffix(".csv")
 FAMILIES = ("r2plus1d", "vgg16lstm")
 RADIUS = 7  # of the pointing disc, pixels
 
@@ -70,73 +75,85 @@ def parse(text: str) -> dict:
     return found
 
 
+def measure(family: str, chosen: argparse.Namespace) -> None:
+    """Append a row for each clip and setting that benchmarks/convergence.csv does not hold yet."""
+    torch.set_num_threads(chosen.threads)
+    settings = {"paper": ("paper", {"iterations": chosen.paper_iterations}), "lesson": ("lesson", {})}
+    settings |= {f"lesson {t}": ("lesson", parse(t)) for t in chosen.trials}
+    network = load_network(f"stage-{chosen.task}-{family}")
+    stage = Stage(chosen.task, split="test", seed=1)
+    done = set()
+    if TABLE.exists():
+        known = pd.read_csv(TABLE)
+        done = set(zip(known.family, known.clip, known.setting, strict=True))
+    index, clips = 0, 0
+    while clips < chosen.clips:
+        record = stage[index]
+        index += 1
+        if int(network.probabilities(record.clip.pixels[None])[0].argmax()) != record.label:
+            continue
+        clips += 1
+        for name, (preset, more) in settings.items():
+            if (family, record.name, name) in done:
+                continue
+            began = time.perf_counter()
+            result = explain(
+                network,
+                record.clip,
+                record.label,
+                chosen.method,
+                chosen.ratios,
+                preset,
+                progress=False,
+                **more,
+            )
+            assert isinstance(result, Explanation)
+            row = {"family": family, "clip": record.name, "setting": name, **marks(result, record)}
+            row["seconds"] = time.perf_counter() - began
+            line = pd.DataFrame([row]).round(4)
+            line.to_csv(TABLE, mode="a", header=not TABLE.exists(), index=False)
+            print(line.to_string(header=False, index=False), flush=True)
+
+
 def main():
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--clips", type=int, default=24)
     options.add_argument("--task", default="action")
     options.add_argument("--method", default="step")
-    options.add_argument("--families", nargs="+", default=FAMILIES)
-    options.add_argument("--ratios", nargs="+", type=float, default=[0.05, 0.1])
-    options.add_argument(
-        "--minutes", type=float, default=float("inf"), help="stop after so many, with the clips done"
-    )
+    options.add_argument("--families", nargs="*", default=FAMILIES, help="none: only write the report anew")
+    options.add_argument("--ratios", nargs="+", type=float, default=[0.1])
     options.add_argument("--paper-iterations", type=int, default=2000)
-    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--threads", type=int, default=1, help="of each family's process")
     options.add_argument(
         "--try", nargs="*", default=[], dest="trials", help="overrides of lesson, side by side"
     )
     chosen = options.parse_args()
-    torch.set_num_threads(chosen.threads)
-    settings = {"paper": ("paper", {"iterations": chosen.paper_iterations}), "lesson": ("lesson", {})}
-    settings |= {f"lesson {t}": ("lesson", parse(t)) for t in chosen.trials}
-    lines = []
-    for family in chosen.families:
-        network = load_network(f"stage-{chosen.task}-{family}")
-        stage = Stage(chosen.task, split="test", seed=1)
-        table: dict[str, list[dict]] = {name: [] for name in settings}
-        index, start, limit = 0, time.perf_counter(), 60 * chosen.minutes
-        while len(table["lesson"]) < chosen.clips and time.perf_counter() - start < limit:
-            record = stage[index]
-            index += 1
-            if int(network.probabilities(record.clip.pixels[None])[0].argmax()) != record.label:
-                continue
-            for name, (preset, more) in settings.items():
-                began = time.perf_counter()
-                result = explain(
-                    network,
-                    record.clip,
-                    record.label,
-                    chosen.method,
-                    chosen.ratios,
-                    preset,
-                    progress=False,
-                    **more,
-                )
-                assert isinstance(result, Explanation)
-                row = {**marks(result, record), "seconds": time.perf_counter() - began}
-                table[name].append(row)
-                print(family, record.name, name, {k: round(v, 3) for k, v in row.items()}, flush=True)
+    with ProcessPoolExecutor(max(len(chosen.families), 1), multiprocessing.get_context("spawn")) as executor:
+        for task in [executor.submit(measure, family, chosen) for family in chosen.families]:
+            task.result()
+    lines, rows = [], pd.read_csv(TABLE)
+    for family, mine in rows.groupby("family"):
+        table = {str(name): part.set_index("clip").iloc[:, 2:] for name, part in mine.groupby("setting")}
+        keys = list(table["paper"])
         lines += ["", f"## stage-{chosen.task}-{family}, {len(table['lesson'])} clips", ""]
-        keys = list(table["lesson"][0])
         lines += ["| | " + " | ".join(keys) + " |", "|---" * (len(keys) + 1) + "|"]
-        values = {name: {k: np.array([r[k] for r in rows]) for k in keys} for name, rows in table.items()}
-        for name, columns in values.items():
-            lines.append(f"| {name} | " + " | ".join(f"{np.nanmean(columns[k]):.3f}" for k in keys) + " |")
-        for name, columns in values.items():
+        for name, part in table.items():
+            lines.append(f"| {name} | " + " | ".join(f"{part[k].mean():.3f}" for k in keys) + " |")
+        for name, part in table.items():
             if name != "paper":
-                differences = (columns[k] - values["paper"][k] for k in keys)
-                cells = [interval(d[np.isfinite(d)]) if np.isfinite(d).any() else "-" for d in differences]
+                cells = [interval((part[k] - table["paper"][k]).dropna().to_numpy()) for k in keys]
                 lines.append(f"| {name} - paper | " + " | ".join(cells) + " |")
     head = f"""# Masks of `lesson` beside those of `paper`
 
 Method {chosen.method}, ratios {chosen.ratios}, clips of `Stage("{chosen.task}", "test", seed=1)` that the
 network gets right; `paper` with {chosen.paper_iterations} iterations. IoU: of the mask above .5 with the true
 mask grown by 4 px, mean over ratios. S-PT of the heat map. Differences are paired by clip, with 95 %
-bootstrap intervals. Seconds on a shared machine, {chosen.threads} threads. By `benchmarks/convergence.py`.
+bootstrap intervals. Seconds on a shared machine, {chosen.threads} thread a family. By
+`benchmarks/convergence.py`; a row for each clip in `convergence.csv`.
 """
     text = head + "\n".join(lines) + "\n"
     print(text)
-    Path(__file__).with_suffix(".md").write_text(text)
+    TABLE.with_suffix(".md").write_text(text)
 
 
 if __name__ == "__main__":
