@@ -12,7 +12,7 @@ PORT ?= 8888
 NOTEBOOKS ?=
 SET ?=
 # What `make train` trains: make train NETWORKS=stage-action-r2plus1d
-NETWORKS ?= all
+NETWORKS ?=
 # Arguments for pytest: make test ARGS="-k clips"
 ARGS ?=
 
@@ -60,7 +60,7 @@ tables: $(USE)
 
 train: $(USE)
 	@echo "Training $(NETWORKS) into data/networks/ ..."
-	@$(BIN)/python -m steplab train $(NETWORKS)
+	@$(BIN)/python data/course.py $(NETWORKS)
 
 bench: $(TEST)
 	@echo "Measuring speed ..."
@@ -70,5 +70,5 @@ test: $(TEST)
 	@echo "Checking style and types, then running the tests ..."
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
-	@$(BIN)/pyright steplab
+	@$(BIN)/pyright
 	@$(BIN)/python -m pytest $(ARGS)

@@ -1,8 +1,7 @@
-"""The command line: explain a video, run the notebooks, train the small networks.
+"""The command line: explain a video, run the notebooks.
 
 steplab explain holiday.mp4
 steplab tables --set preset=smoke
-steplab train stage-action-r2plus1d
 """
 
 import argparse
@@ -91,10 +90,6 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("--jobs", type=int, default=1, help="notebooks at a time (default: %(default)s)")
     tables.set_defaults(run=_tables)
 
-    train = commands.add_parser("train", help="train the small networks anew")
-    train.add_argument("networks", nargs="*", default=["all"], help="names, or all (default)")
-    train.add_argument("--out", type=Path, help="folder to write to (default: the kit's own data/networks)")
-    train.set_defaults(run=_train)
     return parser
 
 
@@ -201,18 +196,6 @@ def _tables(options) -> int:
     runs = run_tables(options.notebooks, dict(options.set), options.out, options.jobs)
     print(f"wrote {options.out / 'index.html'}")
     return int(any(run.error for run in runs))
-
-
-def _train(options) -> int:
-    from .training import RECIPES, train_network
-
-    names = list(RECIPES) if "all" in options.networks else options.networks
-    if unknown := [name for name in names if name not in RECIPES]:
-        raise ValueError(f"networks: got {unknown[0]!r}, expected all or some of {', '.join(RECIPES)}")
-    for name in names:
-        print(f"Training {name}", flush=True)
-        train_network(name, options.out)
-    return 0
 
 
 def _keep_memory():

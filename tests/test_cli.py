@@ -123,7 +123,6 @@ def test_bad_ratios_are_refused(ratios, capfd):
 
 def test_unknown_names_are_told_in_one_line(tmp_path, capfd):
     for command in (
-        ["train", "stage-action-r2plus2d"],
         ["explain", "x.mp4", "--network", "imagenet-consenus"],
         ["tables", "no_such_notebook"],
     ):

@@ -5,11 +5,12 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from course import RECIPES
 
 import steplab as sl
 from steplab.networks import networks_folder
 from steplab.stage import Stage
-from steplab.training import RECIPES, accuracy, evidence_report
+from steplab.training import accuracy, evidence_report
 
 NAMES = sorted(name for name in RECIPES if (networks_folder() / f"{name}.json").exists())
 GOALS = {"r2plus1d": 0.97, "vgg16lstm": 0.90}

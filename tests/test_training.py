@@ -2,14 +2,15 @@
 
 import json
 
+import course
 import numpy as np
 import pytest
 import torch
+from course import RECIPES, train_network
+from windows import Pool, Rival, close_up, evidence_clip, limb_targets
 
-from steplab import training
 from steplab.stage import FRAMES, SIZE, Stage
-from steplab.training import RECIPES, fit, train_network
-from steplab.windows import Pool, Rival, close_up, evidence_clip, grow, limb_targets
+from steplab.training import fit, grow
 
 NOTHING = 8
 
@@ -122,8 +123,8 @@ def test_fit_learns_a_line_and_shows_what_it_watches():
 
 
 def test_a_course_trains_saves_and_reports(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "accuracy", lambda *_: 0.5)
-    monkeypatch.setattr(training, "evidence_report", lambda *_: {"plain": 0.5})
+    monkeypatch.setattr(course, "accuracy", lambda *_: 0.5)
+    monkeypatch.setattr(course, "evidence_report", lambda *_: {"plain": 0.5})
     small = dict(clips=8, nothing=4, batch=4, close=2, steps=2, duel=3, rivals=2)
     for name in ("stage-action-vgg16lstm", "stage-moment-vgg16lstm"):
         network, report = train_network(name, tmp_path, progress=False, workers=1, **small)

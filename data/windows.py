@@ -17,10 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .drawing import NEUTRAL
-from .masks import MaskGenerator
-from .perturb import perturb
-from .stage import FRAMES, SIZE, Stage
+from steplab.drawing import NEUTRAL
+from steplab.masks import MaskGenerator
+from steplab.perturb import perturb
+from steplab.stage import FRAMES, SIZE, Stage
+from steplab.training import grow
 
 FADES = ("fade-mean", "fade-black", "fade-grey")
 
@@ -72,14 +73,6 @@ class Pool:
 
 
 # --------------------------------------------------------------------------------------------- windows
-
-
-def grow(mask: Float[Tensor, "*batch height width"], pixels: int) -> Float[Tensor, "*batch height width"]:
-    """The mask with every point grown to a square of `2·pixels + 1` px."""
-    rows, columns = (torch.arange(n) for n in mask.shape[-2:])
-    tall = ((rows[:, None] - rows[None]).abs() <= pixels).to(mask)
-    wide = ((columns[:, None] - columns[None]).abs() <= pixels).to(mask)
-    return ((tall @ mask @ wide) > 0.5).to(mask)
 
 
 def _boxed(mask: Tensor) -> Tensor:
