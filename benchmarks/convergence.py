@@ -11,7 +11,6 @@ measured again. Delete it after a change. Then writes benchmarks/convergence.md.
 
 import argparse
 import multiprocessing
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -85,34 +84,29 @@ def measure(family: str, chosen: argparse.Namespace) -> None:
     done = set()
     if TABLE.exists():
         known = pd.read_csv(TABLE)
-        done = set(zip(known.family, known.clip, known.setting, strict=True))
-    index, clips = 0, 0
-    while clips < chosen.clips:
+        done = set(known[["family", "clip", "setting"]].itertuples(index=False, name=None))
+    records, index = [], 0
+    while len(records) < chosen.clips:
         record = stage[index]
         index += 1
-        if int(network.probabilities(record.clip.pixels[None])[0].argmax()) != record.label:
-            continue
-        clips += 1
-        for name, (preset, more) in settings.items():
-            if (family, record.name, name) in done:
-                continue
-            began = time.perf_counter()
-            result = explain(
-                network,
-                record.clip,
-                record.label,
-                chosen.method,
-                chosen.ratios,
-                preset,
-                progress=False,
-                **more,
-            )
-            assert isinstance(result, Explanation)
-            row = {"family": family, "clip": record.name, "setting": name, **marks(result, record)}
-            row["seconds"] = time.perf_counter() - began
-            line = pd.DataFrame([row]).round(4)
-            line.to_csv(TABLE, mode="a", header=not TABLE.exists(), index=False)
-            print(line.to_string(header=False, index=False), flush=True)
+        if int(network.probabilities(record.clip.pixels[None])[0].argmax()) == record.label:
+            records.append(record)
+    for name, (preset, more) in settings.items():
+        left = [r for r in records if (family, r.name, name) not in done]
+        for group in (left[i : i + chosen.batch] for i in range(0, len(left), chosen.batch)):
+            clips, labels = [r.clip for r in group], [r.label for r in group]
+            found = explain(
+                network, clips, labels, chosen.method, chosen.ratios, preset,
+                progress=False, max_batch=chosen.batch, **more,
+            )  # fmt: skip
+            assert isinstance(found, list)
+            rows = [
+                {"family": family, "clip": r.name, "setting": name, **marks(result, r)}
+                for r, result in zip(group, found, strict=True)
+            ]
+            lines = pd.DataFrame(rows).round(4)
+            lines.to_csv(TABLE, mode="a", header=not TABLE.exists(), index=False)
+            print(lines.to_string(header=False, index=False), flush=True)
 
 
 def main():
@@ -124,6 +118,7 @@ def main():
     options.add_argument("--ratios", nargs="+", type=float, default=[0.1])
     options.add_argument("--paper-iterations", type=int, default=2000)
     options.add_argument("--threads", type=int, default=1, help="of each family's process")
+    options.add_argument("--batch", type=int, default=4, help="masks at a time")
     options.add_argument(
         "--try", nargs="*", default=[], dest="trials", help="overrides of lesson, side by side"
     )
@@ -148,8 +143,7 @@ def main():
 Method {chosen.method}, ratios {chosen.ratios}, clips of `Stage("{chosen.task}", "test", seed=1)` that the
 network gets right; `paper` with {chosen.paper_iterations} iterations. IoU: of the mask above .5 with the true
 mask grown by 4 px, mean over ratios. S-PT of the heat map. Differences are paired by clip, with 95 %
-bootstrap intervals. Seconds on a shared machine, {chosen.threads} thread a family. By
-`benchmarks/convergence.py`; a row for each clip in `convergence.csv`.
+bootstrap intervals. By `benchmarks/convergence.py`; a row for each clip in `convergence.csv`.
 """
     text = head + "\n".join(lines) + "\n"
     print(text)

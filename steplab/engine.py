@@ -139,6 +139,10 @@ class Descent:
         # The losses ask for this share of each ratio. Where the reward makes a mask larger than its ratio it
         # falls a little in every iteration, and rises again where the mask has become smaller.
         self.aims = torch.ones(len(self.ratios)).to(self.seeds.detach())
+        self.best = torch.full_like(
+            self.aims, -1
+        )  # probability kept by the best mask not larger than its ratio
+        self.best_seeds = self.seeds.detach()
         self.velocity = torch.zeros_like(self.seeds, requires_grad=False)
         self.square = torch.zeros_like(self.velocity)
         # d(area / N) / d(seed) is at first 2 / number of seeds: the larger the clip, the weaker each seed is
@@ -161,9 +165,9 @@ class Descent:
             for a, v in zip(self.first_ratios, self.ratios, strict=True)
         ]
 
-    def masks(self) -> tuple[Tensor, Tensor]:
-        """(what the losses see, what the network sees) of the present seeds."""
-        seeds = gaussian_smooth_time(self.seeds, self.config.smooth_reach, self.config.time_wrap)
+    def masks(self, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the losses see, what the network sees)."""
+        seeds = gaussian_smooth_time(seeds, self.config.smooth_reach, self.config.time_wrap)
         whole = self.generator.whole(seeds)
         return whole, self.generator.crop(whole)
 
@@ -171,7 +175,7 @@ class Descent:
         """The energy of each item and its parts."""
         c = self.config
         ratios = [v * a for v, a in zip(self.targets_now(), self.aims.tolist(), strict=True)]
-        whole, masks = self.masks()
+        whole, masks = self.masks(self.seeds)
         seen = BlurGradient.apply(masks, *self.blurs) if any(c.reward_reach) else masks
         scores = self.score(self.perturbation(seen, self.items)).float()
         log_p = scores.gather(1, self.targets[:, None])[:, 0]
@@ -209,6 +213,8 @@ class Descent:
         c = self.config
         parts = self.energy()
         (gradient,) = torch.autograd.grad(parts["energy"].sum(), self.seeds)
+        if c.hold_rate and self.iteration >= c.shrink:
+            self._note(parts["mean"], parts["probability"].detach())
         with torch.no_grad():
             if c.optimiser == "sgd":
                 fresh = 1 - c.dampening
@@ -230,37 +236,47 @@ class Descent:
     def finish(self, trim: bool = False) -> dict[str, Tensor]:
         """The present masks, seeds and the probabilities they keep, on the CPU; `trim`: none too large."""
         with torch.no_grad():
+            seeds = self.seeds
             if trim:
-                self._trim()
-            _, masks = self.masks()
+                seeds = torch.where((self.best >= 0)[:, None, None, None], self.best_seeds, seeds)
+                seeds = self._trim(seeds)
+            _, masks = self.masks(seeds)
             scores = self.score(self.perturbation(masks, self.items)).float()
         kept = scores.gather(1, self.targets[:, None])[:, 0].exp()
-        found = {"masks": masks, "probability": kept, "seeds": self.seeds}
+        found = {"masks": masks, "probability": kept, "seeds": seeds}
         return {k: v.detach().cpu().clone() for k, v in found.items()}
 
-    def _trim(self) -> None:
-        """Shift seeds down until no mask is larger than its ratio; to about .1 % of a seed."""
-        start = self.seeds.detach().clone()
-        goal = torch.tensor(self.ratios).to(start)
-        low, high = torch.zeros_like(goal), start.flatten(1).amax(1)
+    def _note(self, mean: Tensor, probability: Tensor) -> None:
+        """Remember the seeds if the mask is small enough and none of those kept more; of equals the latest."""
+        small = mean <= 1.02 * torch.tensor(self.ratios).to(mean)
+        self.best = torch.where(small, torch.maximum(self.best, probability), self.best)
+        chosen = small & (probability >= self.best - 0.005)  # what rounding decides must not matter
+        self.best_seeds = torch.where(chosen[:, None, None, None], self.seeds.detach(), self.best_seeds)
+
+    def _trim(self, seeds: Tensor) -> Tensor:
+        """Seeds shifted down until no mask is larger than its ratio; to about .1 % of a seed."""
+        goal = torch.tensor(self.ratios).to(seeds)
+        low, high = torch.zeros_like(goal), seeds.flatten(1).amax(1)
+
+        def lower(shift: Tensor) -> Tensor:
+            return (seeds - shift[:, None, None, None]).clamp(min=0)
 
         def larger(shift: Tensor) -> Tensor:
-            self.seeds.copy_((start - shift[:, None, None, None]).clamp(min=0))
-            return self.masks()[1].mean(dim=(1, 2, 3)) > goal
+            return self.masks(lower(shift))[1].mean(dim=(1, 2, 3)) > goal
 
         over = larger(low)
         for _ in range(10 if over.any() else 0):
             middle = (low + high) / 2
             above = larger(middle)
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-        larger(torch.where(over, high, torch.zeros_like(high)))
+        return lower(torch.where(over, high, torch.zeros_like(high)))
 
     def keep(self, which: Sequence[int]) -> None:
         """Go on with these items only."""
         index = torch.tensor(list(which), dtype=torch.long, device=self.seeds.device)
         self.clips, self.ratios = [self.clips[j] for j in which], [self.ratios[j] for j in which]
         self.first_ratios = [self.first_ratios[j] for j in which]
-        for name in ("items", "targets", "velocity", "square", "aims"):
+        for name in ("items", "targets", "velocity", "square", "aims", "best", "best_seeds"):
             setattr(self, name, getattr(self, name)[index])
         self.seeds = self.seeds.detach()[index].requires_grad_()
 

@@ -277,6 +277,22 @@ def test_a_mask_is_never_larger_than_its_ratio_even_where_the_class_needs_more()
     torch.testing.assert_close(again, kept.probability, rtol=1e-4, atol=1e-6)
 
 
+def test_of_the_masks_that_are_small_enough_the_best_is_kept():
+    """The last one need not be it: near the end a mask still moves, and its probability with it."""
+    clip, _ = spotted_clip()
+    result = explain(pattern_network(), clip, ratios=(0.1, 0.3), preset="lesson", progress=False, patience=0)
+    shrink, early = result.config.shrink, 0
+    for j, ratio in enumerate(result.ratios):
+        mean, p = result.history["mean"][j], result.history["probability"][j]
+        small = (mean <= 1.02 * ratio) & (np.arange(len(mean)) >= shrink)
+        assert small.any()
+        best = int(np.where(small, p, -1).argmax())
+        early += best < len(mean) - 1
+        assert float(result.probability[j]) >= 0.9 * p[best]
+        assert float(result.masks[j].mean()) <= 1.001 * ratio
+    assert early
+
+
 def test_the_network_is_untouched(small, clips):
     before = photograph(small.module)
     explain(small, clips[0], **QUICK)
