@@ -42,9 +42,7 @@ class Recipe:
     start: str | None = None  # a network whose weights it begins with
     batch: int = 32
     rivals: int = 10  # of a batch, in the duel
-    cut: int = (
-        FRAMES  # frames of close-ups and short clips: four tell what an object is, at a quarter of the cost
-    )
+    cut: int = FRAMES  # frames of close-ups and short clips; four are enough to tell an object
     clips: int = 5120
     nothing: int = 1024
     rate: float = 2e-3
@@ -57,7 +55,7 @@ class Recipe:
 RECIPES = {
     "stage-action-r2plus1d": Recipe("action", "r2plus1d", 900, 0, 2600, 0, rate=3e-3),
     "stage-action-vgg16lstm": Recipe("action", "vgg16lstm", 700, 0, 2000, 500),
-    "stage-object-r2plus1d": Recipe("object", "r2plus1d", 1500, 2500, 300, 0, rate=3e-3, cut=4),
+    "stage-object-r2plus1d": Recipe("object", "r2plus1d", 1500, 2500, 300, 400, rivals=4, rate=3e-3, cut=4),
     "stage-object-vgg16lstm": Recipe("object", "vgg16lstm", 1500, 2500, 300, 0, cut=4),
     "stage-moment-r2plus1d": Recipe("moment", "r2plus1d", 0, 0, 700, 0, "stage-action-r2plus1d", rate=1.5e-3),
     "stage-moment-vgg16lstm": Recipe("moment", "vgg16lstm", 0, 0, 0, 700, "stage-action-vgg16lstm"),

@@ -247,7 +247,7 @@ class Descent:
         return {k: v.detach().cpu().clone() for k, v in found.items()}
 
     def _note(self, mean: Tensor, probability: Tensor) -> None:
-        """Remember the seeds if the mask is small enough and none of those kept more; of equals the latest."""
+        """Remember the seeds if no mask that is small enough kept more; of equals the latest."""
         small = mean <= 1.02 * torch.tensor(self.ratios).to(mean)
         self.best = torch.where(small, torch.maximum(self.best, probability), self.best)
         chosen = small & (probability >= self.best - 0.005)  # what rounding decides must not matter

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+# Kernels talk through files that only their owner can open, not through ports; Windows has no such files.
+KERNELS = {"KernelManager": {"transport": "ipc"}} if os.name == "posix" else {}
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
@@ -190,6 +192,7 @@ def run_tables(
 
 def _run_one(path: Path, out: Path, parameters: dict[str, Any], timeout: int) -> Run:
     import papermill
+    from traitlets.config import Config
 
     os.environ.pop("MPLBACKEND", None)  # else figures would not appear in the notebook
     notebook = read_notebook(path)
@@ -206,6 +209,7 @@ def _run_one(path: Path, out: Path, parameters: dict[str, Any], timeout: int) ->
                 cwd=str(path.parent),
                 kernel_name="python3",
                 progress_bar=False,
+                config=Config(KERNELS),
                 execution_timeout=timeout,
                 store_widget_state=False,  # it would not survive reopening, and is large
             )
