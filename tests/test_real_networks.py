@@ -117,7 +117,7 @@ def test_step_on_the_diving_clip(shared):
     assert 3 <= carried.sum() < len(numbers)  # the dive is a part of the video
     result = explain(network, clip, "Diving", ratios=(0.1,), perturbation="fade-black", progress=False)
     (mask,), (kept,) = result.masks, result.probability
-    assert mask.shape == (20, 128, 128) and mask.mean().item() == pytest.approx(0.1, abs=0.03)
+    assert mask.shape == (20, 128, 128) and 0.03 < mask.mean().item() <= 0.1001
 
     black = [(person.float() * clip.pixels)[None], (~person * clip.pixels)[None]]
     with torch.no_grad():

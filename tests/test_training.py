@@ -125,14 +125,29 @@ def test_fit_learns_a_line_and_shows_what_it_watches():
 def test_a_course_trains_saves_and_reports(tmp_path, monkeypatch):
     monkeypatch.setattr(course, "accuracy", lambda *_: 0.5)
     monkeypatch.setattr(course, "evidence_report", lambda *_: {"plain": 0.5})
-    small = dict(clips=8, nothing=4, batch=4, close=2, steps=2, duel=3, rivals=2)
-    for name in ("stage-action-vgg16lstm", "stage-moment-vgg16lstm"):
+    small = dict(clips=8, nothing=4, batch=4, close=2, short=2, steps=2, duel=3, rivals=2)
+    for name in ("stage-action-vgg16lstm", "stage-moment-vgg16lstm", "stage-object-r2plus1d"):
         network, report = train_network(name, tmp_path, progress=False, workers=1, **small)
         assert report["test_accuracy"] == 0.5
         saved = json.loads((tmp_path / f"{name}.json").read_text())
         assert saved["recipe"]["clips"] == 8 and saved["classes"][-1] == "nothing"
         p = network.probabilities(torch.rand(2, 3, FRAMES, SIZE, SIZE))
         assert p.shape == (2, 9) and torch.allclose(p.sum(1), torch.ones(2), atol=1e-4)
+
+
+def test_a_short_clip_that_does_not_show_the_object_is_nothing():
+    recipe = course.Recipe("object", "r2plus1d", 0, 1, 0, 0, clips=24, nothing=1, cut=4)
+    mine = course.Course(recipe, "small", None, 1, False)
+    mine.pool.masks[:12] = 0  # as if the camera had lost sight of it for good
+    seen = {True: [], False: []}
+    for k in range(80):
+        rng = np.random.default_rng(k)
+        i = int(np.random.default_rng(k).integers(len(mine.pool)))
+        pixels, label, _ = mine.example(rng, close=True, frames=4)
+        assert pixels.shape == (3, 4, 64, 64)
+        if i < 24:
+            seen[i < 12].append(label == NOTHING)
+    assert all(seen[True]) and sum(seen[False]) < 0.4 * len(seen[False])
 
 
 def test_an_unknown_name_is_refused():
