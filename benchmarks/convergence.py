@@ -129,7 +129,7 @@ def main():
     lines, rows = [], pd.read_csv(TABLE)
     for family, mine in rows.groupby("family"):
         whole = mine.groupby("clip").setting.nunique() == mine.setting.nunique()
-        mine = mine[mine.clip.map(whole)]  # clips that every setting has seen
+        mine = mine[mine["clip"].map(whole)]  # clips that every setting has seen
         table = {str(name): part.set_index("clip").iloc[:, 2:] for name, part in mine.groupby("setting")}
         keys = list(table["paper"])
         lines += ["", f"## stage-{chosen.task}-{family}, {len(table['lesson'])} clips", ""]
