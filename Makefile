@@ -59,7 +59,7 @@ tables: $(USE)
 	@$(BIN)/python -m steplab tables $(NOTEBOOKS) $(foreach s,$(SET),--set '$(s)')
 
 train: $(USE)
-	@echo "Training $(NETWORKS) into data/networks/ ..."
+	@echo "Training $(or $(NETWORKS),all networks) into data/networks/ ..."
 	@$(BIN)/python data/course.py $(NETWORKS)
 
 bench: $(TEST)

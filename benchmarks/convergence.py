@@ -6,7 +6,8 @@
 For each clip that the network gets right: the probability kept, the IoU of the mask with the true one
 (grown by 4 px), spatial pointing, iterations. Reports means and the paired difference lesson - paper with a
 95 % bootstrap interval over clips. Rows go to benchmarks/convergence.csv as they come; what is there is not
-measured again. Delete it after a change. Then writes benchmarks/convergence.md.
+measured again: delete it after a change, and before another method or ratio. Writes benchmarks/convergence.md
+from all rows.
 """
 
 import argparse
@@ -17,20 +18,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from steplab.explain import Explanation, explain
 from steplab.networks import load_network
 from steplab.stage import Stage
+from steplab.training import grow
 
 TABLE = Path(__file__).with_suffix(".csv")
 FAMILIES = ("r2plus1d", "vgg16lstm")
 RADIUS = 7  # of the pointing disc, pixels
-
-
-def grown(mask: Tensor, pixels: int = 4) -> Tensor:
-    return F.max_pool2d(mask.float()[:, None], 2 * pixels + 1, 1, pixels)[:, 0] > 0
 
 
 def pointing(heat: Tensor, boxes) -> float:
@@ -46,7 +43,7 @@ def pointing(heat: Tensor, boxes) -> float:
 
 
 def marks(result: Explanation, record) -> dict[str, float]:
-    true = grown(record.mask)
+    true = grow(record.mask.float(), 4) > 0
     kept = result.masks > 0.5
     iou = [(m & true).sum() / (m | true).sum() for m in kept]
     return {

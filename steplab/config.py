@@ -60,15 +60,11 @@ class StepConfig:
     momentum: float = 0.9
     dampening: float = 0.9
     largest_step: float = 1.0  # most that one iteration moves a seed (sgd)
-    hold_rate: float = (
-        0.0  # how fast the losses ask for less while a mask is too large; 0: not held to its ratio
-    )
+    hold_rate: float = 0.0  # how fast the losses ask for less while a mask is too large; 0: it is not held
     shrink: int = 0  # iterations in which the ratio falls from 1 to what was asked
     patience: int = 0  # stop when nothing has moved for so many iterations; 0: never
     tolerance: float = 0.01  # ... no more than this share of the energy
-    ratio_tolerance: float = (
-        0.25  # a mask is settled only if its mean is so near to the ratio, relative to it
-    )
+    ratio_tolerance: float = 0.25  # settled only if the mask's mean is so near to the ratio, relative to it
     # running
     heat_sigma: float = 0.09  # blur of the masks that are summed to a heat map, share of min(H, W)
     precision: str = "auto"  # "auto", "float32" or "bfloat16": of the network's own arithmetic
@@ -168,6 +164,8 @@ def make_config(method: str, preset: str, size: Sequence[int], overrides: dict) 
     ):
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+    if not config.hold_rate >= 0:
+        raise ValueError(f"hold_rate must not be negative, got {config.hold_rate}")
     for name, allowed in (
         ("reward", ("log", "probability")),
         ("optimiser", ("sgd", "adam")),

@@ -279,6 +279,11 @@ def test_a_mask_is_never_larger_than_its_ratio_even_where_the_class_needs_more()
     torch.testing.assert_close(again, kept.probability, rtol=1e-4, atol=1e-6)
 
 
+def test_a_negative_hold_rate_is_refused():
+    with pytest.raises(ValueError, match="hold_rate must not be negative, got -0.1"):
+        make_config("step", "lesson", (16, 112, 112), {"hold_rate": -0.1})
+
+
 def test_of_the_masks_that_are_small_enough_the_best_is_kept_and_of_equals_the_latest():
     clip, _ = spotted_clip()
     pixels = clip.pixels[None]
