@@ -29,19 +29,37 @@ class SpatialConv(nn.Conv2d):
 
 
 class TemporalConv(nn.Conv2d):
-    """A `(k, 1, 1)` convolution on folded clips of `time` frames, without bias."""
+    """A `(k, 1, 1)` convolution on the `rows` of folded clips, without bias; `images` folds them again."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1):
         super().__init__(
             inputs, outputs, (kernel, 1), stride=(stride, 1), padding=(kernel // 2, 0), bias=False
         )
 
-    def forward(self, x: Tensor, time: int) -> Tensor:  # type: ignore[override]
+    @staticmethod
+    def rows(x: Float[Tensor, "batch_time channel height width"], time: int) -> Tensor:
+        """Folded clips as `batch x channel x time x (height*width)`."""
         images, channel, height, width = x.shape
         rows = x.permute(0, 2, 3, 1).reshape(images // time, time, height * width, channel)
-        y = super().forward(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        batch, time_out, _, channel_out = y.shape
-        return y.reshape(batch * time_out, height, width, channel_out).permute(0, 3, 1, 2)
+        return rows.permute(0, 3, 1, 2)
+
+    @staticmethod
+    def images(rows: Float[Tensor, "batch channel time pixels"], height: int, width: int) -> Tensor:
+        """Inverse of `rows`."""
+        y = rows.permute(0, 2, 3, 1)
+        return y.reshape(-1, height, width, y.shape[-1]).permute(0, 3, 1, 2)
+
+
+def normed(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, x: Tensor) -> Tensor:
+    """Convolution and batch norm; outside training in one, the norm's gain and shift moved to the weights."""
+    if norm is None:
+        return conv(x)
+    if norm.training or norm.running_var is None or norm.running_mean is None:
+        return norm(conv(x))
+    gain = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return conv._conv_forward(
+        x, conv.weight * gain[:, None, None, None], norm.bias - norm.running_mean * gain
+    )
 
 
 class FactoredConv(nn.Module):
@@ -67,10 +85,11 @@ class FactoredConv(nn.Module):
         self.time_norm = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor, time: int) -> Tensor:
-        x = self.space(x)
+        x = normed(self.space, self.space_norm, x)
         if self.space_norm is not None:
-            x = torch.relu(self.space_norm(x))
-        return self.time_norm(self.time(x, time))
+            x = torch.relu(x)
+        rows = normed(self.time, self.time_norm, self.time.rows(x, time))
+        return self.time.images(rows, *x.shape[2:])
 
 
 class ResidualBlock(nn.Module):
@@ -93,7 +112,7 @@ class ResidualBlock(nn.Module):
             images = x.shape[0] // time
             kept = x.unflatten(0, (images, time))[:, :: self.time_stride].flatten(0, 1)
         if self.shortcut is not None:
-            kept = self.shortcut(kept)
+            kept = normed(self.shortcut[0], self.shortcut[1], kept)  # type: ignore[arg-type]
         y = torch.relu(self.first(x, time))
         time = -(-time // self.time_stride)
         return torch.relu(self.second(y, time) + kept), time

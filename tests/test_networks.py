@@ -16,6 +16,7 @@ from steplab.narrow import (
     NarrowVGG16LSTM,
     SpatialConv,
     TemporalConv,
+    normed,
     unfold_time,
 )
 from steplab.networks import Affine, Network, available_networks, load_network, save_network
@@ -139,8 +140,20 @@ class TestFolding:
             conv = TemporalConv(4, 5, 3, stride)
             full = nn.Conv3d(4, 5, (3, 1, 1), (stride, 1, 1), (1, 0, 0), bias=False)
             full.weight.data = conv.weight.data[..., None]
-            ours = unfold_time(conv(fold_time(x), 6), 6 // stride)
+            ours = unfold_time(conv.images(conv(conv.rows(fold_time(x), 6)), 9, 9), 6 // stride)
         torch.testing.assert_close(ours, full(x), rtol=1e-4, atol=1e-5)
+
+    def test_norms_are_folded_into_the_convolutions_outside_training(self):
+        torch.manual_seed(0)
+        conv, norm, x = SpatialConv(3, 5), nn.BatchNorm2d(5), torch.randn(4, 3, 9, 9)
+        for _ in range(20):
+            normed(conv, norm, 2 * torch.randn(8, 3, 9, 9) + 1)
+        norm.weight.data.uniform_(0.5, 2)
+        norm.bias.data.uniform_(-1, 1)
+        norm.eval()
+        torch.testing.assert_close(normed(conv, norm, x), norm(conv(x)), rtol=1e-5, atol=1e-5)
+        norm.train()
+        torch.testing.assert_close(normed(conv, norm, x).mean((0, 2, 3)), norm.bias)
 
     def test_linear_stem_has_no_inner_norm(self):
         assert (
