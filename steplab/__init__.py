@@ -41,6 +41,7 @@ _SUBMODULES = frozenset(
         "figures",
         "losses",
         "masks",
+        "metrics",
         "networks",
         "perturb",
         "stage",

@@ -326,10 +326,10 @@ def _draw_fish(d, c, dark, light):
 
 
 def _draw_key(d, c, dark, light):
-    d.ellipse((6, 30, 46, 70), outline=c, width=11)
-    d.rectangle((42, 45, 94, 55), fill=c)
-    d.rectangle((72, 54, 79, 70), fill=c)
-    d.rectangle((85, 54, 92, 74), fill=dark)
+    d.ellipse((3, 24, 53, 74), outline=c, width=15)
+    d.rectangle((48, 40, 97, 57), fill=c)
+    d.rectangle((66, 56, 77, 76), fill=c)
+    d.rectangle((85, 56, 96, 82), fill=dark)
 
 
 def _draw_house(d, c, dark, light):

@@ -9,26 +9,22 @@ joins pyplot's list of open ones: show it as a cell's last expression, or `save`
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from cycler import cycler
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from .charts import STYLE, bars, curves, energy, intervals, kept_per_frame, kernel, maps, ranking
 from .painting import (
     BLUE,
-    CYCLE,
-    GREY,
     INK,
-    ORANGE,
-    SKY,
     VIEWS,
     as_masks,
     as_pixels,
@@ -43,41 +39,26 @@ from .painting import (
 __all__ = [
     "VIEWS",
     "bars",
+    "curves",
     "energy",
     "filmstrip",
+    "intervals",
     "kept_per_frame",
+    "kernel",
+    "maps",
     "overlay",
     "paint",
-    "probability_by_ratio",
+    "ranking",
+    "save",
+    "style",
 ]
-__all__ += ["save", "style"]
 
 JPEG = {"quality": 75, "optimize": True}
-DASHES = ("-", "--", "-.", ":")
-_STYLE: dict[Any, Any] = {
-    "font.size": 13,
-    "font.family": "sans-serif",
-    "axes.titlesize": 14,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "axes.axisbelow": True,
-    "axes.prop_cycle": cycler(color=CYCLE),
-    "lines.linewidth": 2.4,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "figure.dpi": 85,
-    "figure.facecolor": "white",
-}
 
 
 def style() -> None:
     """Use this style for your own figures too, and have notebooks store them as small JPEG pictures."""
-    plt.rcParams.update(_STYLE)
+    plt.rcParams.update(STYLE)
     if "ipykernel" in sys.modules:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
@@ -178,7 +159,7 @@ def _grid(strips: list[tuple[str, np.ndarray]], below: Sequence[str], title: str
     tall = (cell - gap) * high / wide + gap
     top = 0.12 + 0.29 * (title.count("\n") + 1) * bool(title or key)
     height = top + tall * len(strips) + line
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         space = round(gap / cell * wide)
         for k, (label, frames) in enumerate(strips):
@@ -203,195 +184,3 @@ def _grid(strips: list[tuple[str, np.ndarray]], below: Sequence[str], title: str
 def _seconds(times: np.ndarray) -> list[str]:
     digits = 1 if np.abs(times - times.round(1)).max() < 0.02 else 2
     return [f"{t:.{digits}f} s" for t in times]
-
-
-# ----------------------------------------------------------------------------------------------------- curves
-
-TERMS = {
-    "energy": "energy",
-    "probability": "probability of the target",
-    "mean": "share of the clip kept",
-    "area": "area term",
-    "core": "core term $L_K$",
-}
-
-
-def _look(k: int) -> dict[str, Any]:
-    """Of the k-th line: colour, dashes and marker, so that colour alone never has to tell."""
-    return {"color": CYCLE[k % 7], "linestyle": DASHES[k % 4], "marker": "osD^"[k % 4]}
-
-
-def energy(
-    history: Mapping[str, ArrayLike],
-    ratios: Sequence[float] | None = None,
-    terms: Sequence[str] | None = None,
-    title: str = "",
-) -> Figure:
-    """How an optimisation went: the energy and its terms over the iterations, one line a ratio.
-
-    Args:
-        history: by term, (ratio, iteration) or (iteration,); NaN where a mask was final already.
-        ratios: names the lines; dotted lines show them where the share kept is drawn.
-        terms: which, in what order; by default all that are known (`TERMS`).
-
-    Raises:
-        ValueError: a term that is not in the history, or no ratio for each line.
-    """
-    terms = [t for t in TERMS if t in history] if terms is None else list(terms)
-    for term in terms:
-        if term not in history:
-            raise ValueError(f"terms: got {term!r}, expected some of {', '.join(history)}")
-    columns = min(3, len(terms))
-    rows = -(-len(terms) // columns)
-    with plt.rc_context(_STYLE):
-        figure = Figure(figsize=(10, 2.9 * rows + 0.45), layout="constrained")
-        for axes, term in zip(figure.subplots(rows, columns, squeeze=False).flat, terms, strict=False):
-            values = np.atleast_2d(np.asarray(history[term], float))
-            if ratios is not None and len(ratios) != len(values):
-                raise ValueError(f"ratios: got {len(ratios)}, expected {len(values)}, one a line of {term!r}")
-            for k, line in enumerate(values):
-                look = _look(k) | {"marker": None}
-                axes.plot(np.arange(1, len(line) + 1), line, **look)
-                if term == "mean" and ratios is not None:
-                    axes.axhline(ratios[k], color=look["color"], linestyle=":", linewidth=1.2)
-            axes.set_title(TERMS.get(term, term))
-            axes.set_xlabel("iteration")
-            if term in ("probability", "mean"):
-                axes.set_ylim(0, 1.03)
-        for axes in figure.axes[len(terms) :]:
-            axes.remove()
-        if ratios is not None:
-            lines = [line for line in figure.axes[0].lines if line.get_linewidth() > 2]
-            names = [f"keep {percent(r)}" for r in ratios]
-            figure.legend(lines, names, loc="outside upper right", ncols=len(names), handlelength=2.6)
-        if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=14)
-    return figure
-
-
-def kept_per_frame(
-    masks: Tensor,
-    *,
-    ratios: Sequence[float] | None = None,
-    times: ArrayLike | None = None,
-    true_mask: Tensor | None = None,
-    segment: tuple[int, int] | None = None,
-    title: str = "",
-) -> Figure:
-    """When does the explanation keep something? Share of each frame that is kept, against what is true.
-
-    Args:
-        masks: (time, height, width) or (ratio, time, height, width), values in [0, 1].
-        ratios: names the lines.
-        times: of the frames, seconds.
-        true_mask: (time, height, width), drawn as a dashed blue line.
-        segment: first frame of the true segment and one past its last, shaded blue.
-    """
-    masks = torch.as_tensor(masks).detach().float().cpu()
-    masks = masks[None] if masks.ndim == 3 else masks
-    if masks.ndim != 4:
-        raise ValueError(f"masks: got shape {tuple(masks.shape)}, expected (ratio, time, height, width)")
-    x = np.arange(masks.shape[1]) if times is None else np.asarray(times, float)
-    if len(x) != masks.shape[1]:
-        raise ValueError(f"times: got {len(x)}, expected {masks.shape[1]}, one a frame")
-    half = np.median(np.diff(x)) / 2 if len(x) > 1 else 0.5
-    with plt.rc_context(_STYLE):
-        figure = Figure(figsize=(10, 3.1), layout="constrained")
-        axes = figure.subplots()
-        if segment is not None and segment[1] > segment[0]:
-            ends = x[segment[0]] - half, x[segment[1] - 1] + half
-            axes.axvspan(*ends, color=SKY, alpha=0.2, linewidth=0, label="true segment")
-        if true_mask is not None:
-            truth = torch.as_tensor(true_mask).float().mean((1, 2)) * 100
-            axes.plot(x, truth, color=BLUE, linestyle="--", label="true mask")
-        colours = [ORANGE, *(c for c in CYCLE if c not in (ORANGE, BLUE))]
-        for k, mask in enumerate(masks):
-            name = "mask" if ratios is None else f"keep {percent(ratios[k])}"
-            look: dict[str, Any] = {
-                "color": colours[k % 6],
-                "linestyle": DASHES[(k % 4)],
-                "marker": "osD^"[k % 4],
-            }
-            axes.plot(x, mask.mean((1, 2)) * 100, label=name, markersize=6, **look)
-        axes.set_xlabel("frame" if times is None else "time (s)")
-        axes.set_ylabel("share of frame (%)")
-        axes.set_ylim(bottom=0)
-        axes.set_xlim(x[0] - half, x[-1] + half)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        axes.set_title(title, loc="left")
-    return figure
-
-
-def probability_by_ratio(
-    ratios: Sequence[float],
-    curves: Mapping[str, Sequence[float]],
-    *,
-    original: float | None = None,
-    smallest: float | None = None,
-    title: str = "",
-) -> Figure:
-    """How sure is the network of the target when only a share of the clip is left?
-
-    Args:
-        ratios: in (0, 1], rising.
-        curves: probabilities in [0, 1] by name, one a ratio.
-        original: probability for the whole clip, a dotted line.
-        smallest: the smallest ratio that keeps it, marked.
-    """
-    with plt.rc_context(_STYLE):
-        figure = Figure(figsize=(7.5, 3.6), layout="constrained")
-        axes = figure.subplots()
-        for k, (name, values) in enumerate(curves.items()):
-            if len(values) != len(ratios):
-                raise ValueError(f"curves: {name!r} has {len(values)} values, expected {len(ratios)}")
-            look: dict[str, Any] = {
-                "linestyle": DASHES[k % 4],
-                "marker": "osD^"[k % 4],
-                "color": CYCLE[k % 7],
-            }
-            axes.plot(ratios, [float(v) for v in values], label=name, markersize=8, **look)
-        if original is not None:
-            axes.axhline(original, color=GREY, linestyle=":", label="whole clip")
-        if smallest is not None:
-            axes.axvline(smallest, color=INK, linewidth=1.2)
-            note = f"smallest ratio\n$a^*$ = {percent(smallest)}"
-            box = {"facecolor": "white", "edgecolor": INK, "boxstyle": "round,pad=0.3"}
-            axes.text(smallest, 0.5, note, ha="center", va="center", color=INK, fontsize=11, bbox=box)
-        axes.set_xscale("log")
-        axes.set_xticks(list(ratios), [percent(r) for r in ratios])
-        axes.minorticks_off()
-        axes.set_ylim(0, 1.04)
-        axes.set_xlabel("share of the clip that is kept")
-        axes.set_ylabel("probability")
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        axes.set_title(title, loc="left")
-    return figure
-
-
-def bars(
-    values: Mapping[str, float], *, label: str = "probability", highlight: str | None = None, title: str = ""
-) -> Figure:
-    """Numbers between 0 and 1 side by side: names on the left, a bar and its value on the right.
-
-    Args:
-        values: by name, from top to bottom.
-        label: of the axis.
-        highlight: the name whose bar is orange; the others are grey.
-    """
-    with plt.rc_context(_STYLE):
-        figure = Figure(figsize=(8.5, 0.95 + 0.35 * len(values) + 0.35 * bool(title)), layout="constrained")
-        axes = figure.subplots()
-        numbers = [float(v) for v in values.values()]
-        colours = [ORANGE if name == highlight else "#9A9A9A" for name in values]
-        axes.barh(range(len(values)), numbers, color=colours, height=0.68)
-        axes.set_yticks(range(len(values)), [*values])
-        axes.invert_yaxis()
-        axes.set_xlim(0, 1.12)
-        axes.set_xticks(np.linspace(0, 1, 6))
-        for k, v in enumerate(numbers):
-            axes.text(v + 0.012, k, f"{v:.2f}", va="center", color=INK)
-        axes.set_xlabel(label)
-        axes.tick_params(left=False)
-        axes.grid(False)
-        axes.set_title(title, loc="left")
-    return figure

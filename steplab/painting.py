@@ -15,9 +15,10 @@ import matplotlib as mpl
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from matplotlib.colors import to_rgb
 from matplotlib.image import imsave
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 ORANGE, BLUE, SKY, GREY, INK = "#E69F00", "#0072B2", "#3FA9F5", "#8A8A8A", "#222222"
@@ -253,6 +254,31 @@ def in_a_row(frames: np.ndarray, space: int) -> np.ndarray:
     """(time, high, wide, 3) as one picture, white right of and below each frame."""
     framed = np.pad(frames, ((0, 0), (0, space), (0, space), (0, 0)), constant_values=255)
     return np.concatenate(list(framed), 1)
+
+
+def cubes(body: Bool[Tensor, "time height width"], side: int = 14) -> UInt8[np.ndarray, "high wide 3"]:
+    """A body of voxels from above and aside: width to the right, height down, time to the right and back.
+
+    Args:
+        body: True where there is a cube.
+        side: of a cube, pixels.
+    """
+    time, height, width = body.shape
+    across, deep, down = np.array([side, 0.0]), np.array([0.8 * side, -0.5 * side]), np.array([0.0, side])
+    size = side * width + deep[0] * time + 4, side * height - deep[1] * time + 4
+    image = Image.new("RGB", (int(size[0]), int(size[1])), "white")
+    draw, origin = ImageDraw.Draw(image), np.array([2.0, 2.0 - deep[1] * time])
+    for t in range(time - 1, -1, -1):  # from the back to the front
+        shade = 1 - 0.55 * t / max(time - 1, 1)
+        for i, j in body[t].nonzero().flip(0).tolist():
+            corner = origin + j * across + i * down + t * deep
+            front = (corner, corner + across, corner + across + down, corner + down)
+            top = (corner, corner + across, corner + across + deep, corner + deep)
+            right = (corner + across, *(corner + across + v for v in (deep, deep + down, down)))
+            for face, light in ((top, 1.0), (right, 0.72), (front, 0.86)):
+                colour = tuple(int(255 * (1 - shade + shade * c) * light) for c in to_rgb(ORANGE))
+                draw.polygon([tuple(point) for point in face], fill=colour, outline=(60, 50, 40))
+    return np.asarray(image)
 
 
 def live_curve(series: Mapping[str, Sequence[float]], length: int) -> str:

@@ -10,12 +10,14 @@ Where no widgets can be (a saved page, a code host) the twin shows instead: both
 import base64
 import html
 import io
+import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import ipywidgets
 import torch
 from ipywidgets import jslink
+from matplotlib.figure import Figure
 
 from . import figures, painting
 from .clips import Clip, Record
@@ -23,6 +25,12 @@ from .explain import Explanation, State, explain
 from .networks import Network
 
 WIDE = "680px"
+
+
+def _jpeg(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="jpeg", pil_kwargs=figures.JPEG)
+    return file.getvalue()
 
 
 class _WithTwin(ipywidgets.VBox):
@@ -35,9 +43,7 @@ class _WithTwin(ipywidgets.VBox):
         bundle = super()._repr_mimebundle_(**kwargs) or {}
         bundle["text/plain"] = f"{type(self).__name__}: run this notebook to use its controls"
         if (figure := self.static()) is not None:
-            file = io.BytesIO()
-            figure.savefig(file, format="jpeg", pil_kwargs=figures.JPEG)
-            bundle["image/jpeg"] = base64.b64encode(file.getvalue()).decode()
+            bundle["image/jpeg"] = base64.b64encode(_jpeg(figure)).decode()
         return bundle
 
 
@@ -167,6 +173,63 @@ class ExplanationViewer(_WithTwin):
             f"<b>{p:.2f}</b> for the {share} that {html.escape(one.method)} keeps. "
             "Bars: how much of each frame is kept" + "; blue: the truth." * (self._record is not None)
         )
+
+
+class Explorer(_WithTwin):
+    """Sliders over a figure that a function draws; what was drawn once is shown again at once.
+
+    >>> Explorer(lambda time, size: figures.kernel(...), {"time": (3, 5, 7), "size": (7, 11)}, ready=True)
+
+    Args:
+        draw: called with one keyword argument for each slider; returns a figure.
+        options: what each slider offers, by name: numbers get a slider, words get buttons.
+        start: where the sliders stand at first, by name; by default in the middle, words at the first.
+        ready: draw every combination beforehand, so that sliders answer within a few milliseconds; leave it
+            out where there are too many and `draw` is quick.
+
+    Attributes:
+        controls: the sliders by name; set their `value` from Python as well.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[..., Figure],
+        options: Mapping[str, Sequence],
+        start: Mapping[str, object] | None = None,
+        ready: bool = False,
+    ):
+        self._draw, self._cache, self.controls = draw, {}, {}
+        for name, given in options.items():
+            values = list(given)
+            if not values:
+                raise ValueError(f"options: got nothing to choose for {name!r}, expected at least one value")
+            words = isinstance(values[0], str)
+            kind = ipywidgets.ToggleButtons if words else ipywidgets.SelectionSlider
+            value = (start or {}).get(name, values[0 if words else len(values) // 2])
+            look = {"style": {"description_width": "110px"}, "layout": ipywidgets.Layout(width=WIDE)}
+            self.controls[name] = kind(
+                options=values, value=value, description=name.replace("_", " "), **look
+            )
+        self.picture = ipywidgets.Image(format="jpeg", layout=ipywidgets.Layout(max_width="100%"))
+        if ready:
+            for chosen in itertools.product(*(c.options for c in self.controls.values())):
+                self._encoded(chosen)
+        for control in self.controls.values():
+            control.observe(self._show, "value")
+        self._show()
+        super().__init__([*self.controls.values(), self.picture])
+
+    def static(self):
+        """The figure on show."""
+        return self._draw(**{name: control.value for name, control in self.controls.items()})
+
+    def _encoded(self, chosen: tuple) -> bytes:
+        if chosen not in self._cache:
+            self._cache[chosen] = _jpeg(self._draw(**dict(zip(self.controls, chosen, strict=True))))
+        return self._cache[chosen]
+
+    def _show(self, _=None):
+        self.picture.value = self._encoded(tuple(control.value for control in self.controls.values()))
 
 
 class LiveOptimisation(_WithTwin):
