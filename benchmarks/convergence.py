@@ -18,48 +18,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from steplab.explain import Explanation, explain
+from steplab.metrics import compare, mask_iou, pointing_game
 from steplab.networks import load_network
 from steplab.stage import Stage
 from steplab.training import grow
 
 TABLE = Path(__file__).with_suffix(".csv")
 FAMILIES = ("r2plus1d", "vgg16lstm")
-RADIUS = 7  # of the pointing disc, pixels
-
-
-def pointing(heat: Tensor, boxes) -> float:
-    """Share of the frames with a box whose maximum lies within RADIUS of one."""
-    hits = []
-    for frame, found in zip(heat, boxes, strict=True):
-        if len(found):
-            y, x = divmod(int(frame.argmax()), frame.shape[1])
-            dx = (found[:, 0] - x).clamp(min=0) + (x - (found[:, 2] - 1)).clamp(min=0)
-            dy = (found[:, 1] - y).clamp(min=0) + (y - (found[:, 3] - 1)).clamp(min=0)
-            hits.append(float((dx**2 + dy**2 <= RADIUS**2).any()))
-    return float(np.mean(hits)) if hits else float("nan")
 
 
 def marks(result: Explanation, record) -> dict[str, float]:
     true = grow(record.mask.float(), 4) > 0
-    kept = result.masks > 0.5
-    iou = [(m & true).sum() / (m | true).sum() for m in kept]
     return {
         "probability": float(result.probability.mean()),
-        "IoU": float(torch.stack(iou).mean()),
-        "S-PT": pointing(result.heatmap, record.boxes),
+        "IoU": float(np.mean([mask_iou(mask, true) for mask in result.masks])),
+        "S-PT": pointing_game(result.heatmap, record.boxes),
         "iterations": float(np.isfinite(result.history["energy"]).sum(1).mean()),
         "mean / ratio": float((result.masks.mean(dim=(1, 2, 3)) / torch.tensor(result.ratios)).mean()),
     }
-
-
-def interval(differences: np.ndarray) -> str:
-    numbers = np.random.default_rng(0)
-    draws = numbers.choice(differences, (4000, len(differences))).mean(1)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return f"{differences.mean():+.3f} ({low:+.3f} .. {high:+.3f})"
 
 
 def parse(text: str) -> dict:
@@ -135,7 +113,7 @@ def main():
             lines.append(f"| {name} | " + " | ".join(f"{part[k].mean():.3f}" for k in keys) + " |")
         for name, part in table.items():
             if name != "paper":
-                cells = [interval((part[k] - table["paper"][k]).dropna().to_numpy()) for k in keys]
+                cells = [str(compare(part[k], table["paper"][k].loc[part.index])) for k in keys]
                 lines.append(f"| {name} - paper | " + " | ".join(cells) + " |")
     head = f"""# Masks of `lesson` beside those of `paper`
 

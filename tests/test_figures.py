@@ -8,7 +8,7 @@ import torch
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from steplab import figures, painting
+from steplab import charts, figures, painting
 
 T, H, W = 6, 24, 32
 
@@ -226,7 +226,7 @@ def test_energy_draws_each_term_and_ratio():
     history = {name: np.ones((2, 9)) * k for k, name in enumerate(("energy", "probability", "mean", "area"))}
     history["energy"][1, 5:] = np.nan
     figure = figures.energy(history, [0.02, 0.1], title="how")
-    assert [axes.get_title() for axes in figure.axes] == [figures.TERMS[name] for name in history]
+    assert [axes.get_title() for axes in figure.axes] == [charts.TERMS[name] for name in history]
     assert all(axes.get_xlabel() == "iteration" for axes in figure.axes)
     first = figure.axes[0].lines
     assert len(first) == 2 and list(first[0].get_xdata())[:2] == [1, 2]
@@ -259,17 +259,68 @@ def test_kept_per_frame(mask):
         figures.kept_per_frame(mask[0])
 
 
-def test_probability_by_ratio():
-    figure = figures.probability_by_ratio(
-        [0.05, 0.2], {"STEP": [0.5, 0.9], "random": [0.1, 0.2]}, original=0.95, smallest=0.12
+def test_curves():
+    x, lines = [0.05, 0.1, 0.2], {"STEP": [0.5, np.nan, 0.9], "random": [0.1, 0.2, 0.3]}
+    figure = figures.curves(
+        x, lines, xlabel="ratio", ylabel="p", log=True, level={"whole clip": 0.95}, mark={"a*": 0.12}
     )
     (axes,) = figure.axes
-    assert list(axes.lines[0].get_ydata()) == [0.5, 0.9] and list(axes.lines[0].get_xdata()) == [0.05, 0.2]
-    assert any("12 %" in text.get_text() for text in axes.texts)
-    assert [t.get_text() for t in axes.get_xticklabels()] == ["5 %", "20 %"]
+    assert np.array_equal(axes.lines[0].get_ydata(), lines["STEP"], equal_nan=True)
+    assert list(axes.lines[1].get_xdata()) == x and axes.get_xscale() == "log"
+    assert axes.lines[2].get_ydata()[0] == 0.95 and axes.lines[3].get_xdata()[0] == 0.12
+    assert [t.get_text() for t in axes.texts] == ["a*"]
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["STEP", "random", "whole clip"]
-    with pytest.raises(ValueError, match="curves: 'STEP' has 1 values, expected 2"):
-        figures.probability_by_ratio([0.05, 0.2], {"STEP": [0.5]})
+    assert axes.lines[0].get_linestyle() != axes.lines[1].get_linestyle()
+    with pytest.raises(ValueError, match="lines: 'STEP' has 1 values, expected 2"):
+        figures.curves([0.05, 0.2], {"STEP": [0.5]}, xlabel="", ylabel="")
+
+
+def test_ranking_shows_order_template_and_gradient():
+    values = torch.tensor([0.2, 1.0, 0.6, 0.0])
+    left, right = figures.ranking(values, 0.5).axes
+    assert np.allclose(left.lines[1].get_ydata(), [1, 0.6, 0.2, 0])
+    assert list(left.lines[0].get_xdata()) == [0, 50, 50, 100]
+    assert np.allclose(right.lines[0].get_ydata(), [0, -0.8, 0.4, 0]), (
+        "2 (m - 1) of the half on top, 2 m below"
+    )
+
+
+def test_maps_share_one_scale():
+    volumes = {"a": torch.rand(16, 8, 9), "b": 3 * torch.ones(16, 8, 9)}
+    *frames, bar = figures.maps(volumes, label="times seen", columns=4).axes
+    assert len(frames) == 8 and bar.get_ylabel() == "times seen"
+    assert all(axes.images[0].get_clim() == (0, 3) for axes in frames)
+    assert np.allclose(frames[1].images[0].get_array(), volumes["a"][5]), "the middle of the second quarter"
+    assert [axes.get_xlabel() for axes in frames[4:]] == [f"frame {t}" for t in (1, 5, 9, 13)]
+    assert [axes.get_ylabel() for axes in frames[::4]] == ["a", "b"]
+
+
+def test_kernel_shows_slices_and_counts():
+    ones = torch.zeros(3, 5, 7)
+    ones[1] = 1
+    ones[0, 2, 3] = 1
+    body, *slices = figures.kernel(ones).axes
+    assert body.get_title() == "Z = 36" and [axes.get_xlabel() for axes in slices] == ["1", "35", "0"]
+    assert np.array_equal(slices[1].images[0].get_array(), ones[1])
+
+
+def test_cubes_hide_what_is_behind():
+    one = painting.cubes(torch.ones(1, 1, 1, dtype=torch.bool))
+    row = painting.cubes(torch.ones(1, 1, 3, dtype=torch.bool))
+    assert row.shape[0] == one.shape[0] and row.shape[1] == one.shape[1] + 2 * 14
+    behind = torch.ones(2, 3, 3, dtype=torch.bool)
+    solid = painting.cubes(behind)
+    behind[1, 1, 1] = False  # in the back layer, covered by the front one
+    assert np.array_equal(painting.cubes(behind), solid)
+    behind[0, 1, 1] = False
+    assert not np.array_equal(painting.cubes(behind), solid)
+
+
+def test_intervals_are_grey_where_nothing_is_shown():
+    (axes,) = figures.intervals({"IoU": (0.2, 0.1, 0.3), "p": (-0.1, -0.3, 0.1)}, "STEP - EP-3D").axes
+    assert list(axes.lines[0].get_xdata()) == [0.1, 0.3] and list(axes.lines[1].get_xdata()) == [0.2]
+    assert axes.lines[0].get_color() != painting.GREY and axes.lines[2].get_color() == painting.GREY
+    assert [text.get_text() for text in axes.texts] == ["+0.20", "-0.10"]
 
 
 def test_bars():

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from ipywidgets.widgets.widget_link import Link
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from steplab.clips import Clip, Record
 from steplab.explain import explain
 from steplab.networks import Network
-from steplab.widgets import ExplanationViewer, LiveOptimisation
+from steplab.widgets import ExplanationViewer, Explorer, LiveOptimisation, SideBySide
 
 RATIOS = (0.1, 0.3)
 FRAMES, SIZE = 6, 28
@@ -180,6 +181,40 @@ def test_what_cannot_be_shown_is_refused(result, record):
         ExplanationViewer(result, Record(small, 1, record.boxes[:4], None, (0, 4), "short"))
 
 
+# ---------- explorer
+
+
+def shade(level, name="a"):
+    shade.calls += 1
+    figure = Figure(figsize=(2, 2), facecolor=(level, level, 0 if name == "a" else level))
+    return figure
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_explorer_shows_what_the_sliders_say(ready):
+    shade.calls = 0
+    explorer = Explorer(shade, {"level": (0.0, 0.5, 1.0), "name": ["a", "b"]}, ready=ready)
+    assert shade.calls == (6 if ready else 1)
+    assert pixels_of(explorer.picture.value).mean() / 255 == pytest.approx(0.33, abs=0.02), "(.5, .5, 0)"
+    explorer.controls["level"].value = 1.0
+    explorer.controls["name"].value = "b"
+    assert pixels_of(explorer.picture.value).min() > 250
+    calls = shade.calls
+    explorer.controls["level"].value = 0.5
+    explorer.controls["level"].value = 1.0
+    assert shade.calls == (6 if ready else calls + 1), "what was drawn once is not drawn again"
+    assert explorer.static().get_facecolor()[:3] == (1, 1, 1)
+    bundle = explorer._repr_mimebundle_()
+    assert pixels_of(base64.b64decode(bundle["image/jpeg"])).min() > 250
+
+
+def test_explorer_starts_where_it_is_told_and_needs_a_choice():
+    explorer = Explorer(shade, {"level": range(2)}, start={"level": 0})
+    assert explorer.controls["level"].value == 0 and pixels_of(explorer.picture.value).max() < 5
+    with pytest.raises(ValueError, match="options: got nothing to choose for 'level'"):
+        Explorer(shade, {"level": []})
+
+
 # ---------- live
 
 
@@ -268,8 +303,10 @@ def test_stop_works_while_paused_and_wait_goes_on(slow, clip):
     assert live.wait().interrupted
     live = LiveOptimisation(slow, clip, 1, ratios=(0.2,), preset="smoke", every=1).start()
     live.pause()
-    threading.Timer(600, live.stop).start()  # were it to hang, the test would fail, not hang
+    rescue = threading.Timer(600, live.stop)  # were it to hang, the test would fail, not hang
+    rescue.start()
     assert not live.wait().interrupted
+    rescue.cancel()  # else the interpreter waits for it at its end
 
 
 def test_failures_are_shown_and_raised(clip, network):
@@ -280,3 +317,47 @@ def test_failures_are_shown_and_raised(clip, network):
     assert not live.start_button.disabled
     with pytest.raises(RuntimeError, match="start"):
         LiveOptimisation(network, clip).wait()
+
+
+# ---------- side by side
+
+
+def test_side_by_side_gives_what_explain_gives_and_leaves_the_network_alone():
+    clip = Clip(torch.rand(3, FRAMES, SIZE, SIZE), torch.arange(FRAMES) / 4, "noise")
+    module = torch.nn.Sequential(torch.nn.AdaptiveAvgPool3d(2), torch.nn.Flatten(), torch.nn.Linear(24, 2))
+    module.train()
+    network = Network(module, ("one", "other"))
+    ask = {"ratios": (0.2,), "preset": "smoke", "iterations": 12}
+    both = SideBySide(network, clip, 1, methods=("ep3d", "step"), every=3, **ask)
+    assert both.static() is None
+    results = both.start().wait()
+    for method, result in results.items():
+        assert torch.equal(result.masks, explain(network, clip, 1, method, progress=False, **ask).masks)
+    assert module.training and all(p.requires_grad for p in module.parameters())
+    assert len(both.static().axes) == len(both.static("kept").axes) == 3  # the clip and a row for each method
+    assert "image/jpeg" in both._repr_mimebundle_()
+
+
+def test_side_by_side_takes_turns_pauses_and_stops(slow, clip):
+    both = SideBySide(slow, clip, 1, methods=("ep3d", "step"), preset="paper", ratios=(0.2,), every=1)
+    columns = both.columns.values()
+    both.buttons[0].click()
+    until(lambda: all(len(one.snapshots) >= 3 for one in columns))
+    both.buttons[1].click()
+    assert both.buttons[1].description == "go on"
+    time.sleep(0.3)
+    paused = [len(one.snapshots) for one in columns]
+    assert max(paused) - min(paused) <= 2  # in turn
+    time.sleep(0.3)
+    assert [len(one.snapshots) for one in columns] == paused
+    both.buttons[1].click()
+    until(lambda: all(len(one.snapshots) > n for one, n in zip(columns, paused, strict=True)))
+    both.buttons[2].click()
+    assert all(result.interrupted for result in both.wait().values())
+
+
+def test_side_by_side_needs_a_method_and_passes_failures_on(network, clip):
+    with pytest.raises(ValueError, match="methods"):
+        SideBySide(network, clip, methods=())
+    with pytest.raises(ValueError, match="brigth"):
+        SideBySide(network, clip, "brigth").start().wait()
