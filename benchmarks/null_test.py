@@ -2,58 +2,126 @@
 
     python benchmarks/null_test.py [--presets lesson released] [--networks 48 8] [--size 16 112 112]
 
-Each clip is noise, each network a small random linear map of the pixels: no place and no frame means
-anything, so the mean mask over many of them must be flat. Writes benchmarks/null_test.png (mean mask of
-each frame) and benchmarks/null_test.md (share of the border, of each frame).
+Each clip is noise, each network a small random linear map of the pixels (`metrics.null_network`): no place
+and no frame means anything, so the mean mask over many of them must be flat but for chance. How much is
+chance? Move each mask by a random shift of its own, in time or in space, a thousand times: p is the share of
+those draws that lie as far from flat as the masks themselves. Rows go to data/reference/null_test.csv as they
+come, and what is there is not measured again; mean masks go to data/reference/null_test.safetensors (blocks
+of 4 x 4 px); then benchmarks/null_test.md and .png are written from these.
 """
 
 import argparse
 import time
+import zlib
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from steplab import figures
 from steplab.config import METHODS
-from steplab.explain import explain
-from steplab.networks import Network
+from steplab.explain import Explanation, explain
+from steplab.metrics import border_bias, frame_shares, null_network
+from steplab.tables import REFERENCE
 
-RATIO = 0.1
+RATIO, DRAWS = 0.1, 1000
+TABLE, MEANS = REFERENCE / "null_test.csv", REFERENCE / "null_test.safetensors"
 
 
-def null_masks(
-    method: str,
-    preset: str,
-    networks: int,
-    size: tuple[int, int, int],
-    seed: int = 0,
-    signal: float = 1e-3,
-    **more,
-) -> Tensor:
-    """Masks (networks, T, H, W) of `networks` null networks. `signal` 0: they ignore their input."""
-    numbers = torch.Generator().manual_seed(seed)
-    weights = torch.randn(networks, 3, *size, generator=numbers).flatten(1) * signal
-    clips = torch.rand(networks, 3, *size, generator=numbers)
-    # output i is null network i; clip i is explained by it
-    network = Network(lambda x: x.flatten(1) @ weights.T, [str(i) for i in range(networks)], name="null")
+def null_masks(method: str, preset: str, networks: int, size: tuple[int, int, int], **more) -> Tensor:
+    """Masks (networks, T, H, W), each of a network, a clip of noise and a seed of its own."""
     found = []
-    for i in range(networks):  # each with a seed of its own: one seed, one habit
-        found.append(explain(network, clips[i], i, method, (RATIO,), preset, i, progress=False, **more).masks)
+    for i in range(networks):  # one seed for all would be one habit
+        numbers = torch.Generator().manual_seed(zlib.crc32(f"{method} {preset} {i}".encode()))
+        clip = torch.rand(3, *size, generator=numbers)
+        seed = int(torch.randint(2**31, (), generator=numbers))
+        result = explain(
+            null_network(size, seed), clip, 0, method, (RATIO,), preset, seed, progress=False, **more
+        )
+        assert isinstance(result, Explanation)
+        found.append(result.masks)
     return torch.cat(found)
 
 
-def border_bias(masks: Tensor) -> float:
-    """Share of the mask in the border (11 px of 112) less the border's share of the frame; 0 is neutral."""
+def chance_in_time(masks: Tensor) -> float:
+    """p of the largest deviation of a frame's share from 1, were each mask's place in time an accident."""
+    rows = masks.sum((2, 3)).numpy()
+    rng, total, frames = np.random.default_rng(0), rows.sum(), rows.shape[1]
+
+    def worst(moved: np.ndarray) -> float:
+        return np.abs(moved.sum(0) * frames / total - 1).max()
+
+    at = np.arange(frames)
+    draws = [
+        worst(np.take_along_axis(rows, (at + rng.integers(frames, size=(len(rows), 1))) % frames, 1))
+        for _ in range(DRAWS)
+    ]
+    return float(np.mean(np.array(draws) >= worst(rows) - 1e-9))
+
+
+def chance_in_space(masks: Tensor) -> float:
+    """p of the border bias, were each mask's place in the frame an accident."""
     height, width = masks.shape[-2:]
     b = round(11 * min(height, width) / 112)
-    inside = masks[..., b : height - b, b : width - b]
-    return float(1 - inside.sum() / masks.sum()) - (1 - inside[0, 0].numel() / (height * width))
+    border = torch.ones(height, width)
+    border[b : height - b, b : width - b] = 0
+    spectrum = torch.fft.rfft2(masks.sum(1)) * torch.fft.rfft2(border).conj()
+    held = torch.fft.irfft2(spectrum, s=(height, width)).flatten(1).numpy()  # in the border, for each shift
+    rng, total, neutral = np.random.default_rng(0), float(masks.sum()), float(border.mean())
+    places = rng.integers(held.shape[1], size=(DRAWS, len(held)))
+    draws = np.abs(held[np.arange(len(held)), places].sum(1) / total - neutral)
+    return float(np.mean(draws >= abs(border_bias(masks)) - 1e-9))
 
 
-def frame_shares(masks: Tensor) -> Tensor:
-    """Mean mask of each frame over the mean of all; 1 is neutral."""
-    return masks.mean(dim=(0, 2, 3)) / masks.mean()
+def row(masks: Tensor, method: str, preset: str) -> dict:
+    frames = frame_shares(masks)
+    numbers = {
+        "border": border_bias(masks),
+        "border_p": chance_in_space(masks),
+        "frames_min": float(frames.min()),
+        "frames_max": float(frames.max()),
+        "frames_p": chance_in_time(masks),
+        "first": float(frames[0]),
+        "middle": float(frames[len(frames) // 2]),
+        "last": float(frames[-1]),
+        "mean": float(masks.mean()),
+    }
+    about = {"method": method, "preset": preset, "networks": len(masks)}
+    return about | {k: round(v, 4) for k, v in numbers.items()}
+
+
+def write_report(size: tuple[int, int, int]) -> None:
+    """benchmarks/null_test.md and .png from what is stored."""
+    lines = [
+        f"| {r.method} | {r.preset} | {r.networks} | {r.border:+.3f} ({r.border_p:.2f}) | "
+        f"{r.frames_min:.2f} .. {r.frames_max:.2f} ({r.frames_p:.2f}) | "
+        f"{r.first:.2f}, {r.middle:.2f}, {r.last:.2f} | {r.mean:.3f} |"
+        for r in pd.read_csv(TABLE).itertuples()
+    ]
+    text = f"""# Null test
+
+Random linear networks on noise, {" x ".join(map(str, size))}, ratio {RATIO}. By `benchmarks/null_test.py`.
+Neutral is 0 for the border (share of the mask in the outer 11 of 112 pixels, less the area's share) and 1 for
+each frame (its mean over the mean of all). In brackets: how often masks moved at random lie as far from
+neutral, so small numbers are habits and the others chance. Wanted of our defaults: within .05, and .8 .. 1.2
+but for chance.
+
+| method | preset | networks | border (p) | frames, least and most (p) | first, middle, last | mean |
+|---|---|---|---|---|---|---|
+"""
+    here = Path(__file__)
+    here.with_suffix(".md").write_text(text + "\n".join(lines) + "\n")
+    means = {name: v.float() for name, v in load_file(MEANS).items()}
+    order = [f"{m}, {p}" for m in ("ep3d", "step") for p in ("released", "lesson") if f"{m}, {p}" in means]
+    title = "Mean mask of networks that know nothing"
+    shown = {name.replace(", ", "\n"): means[name] for name in order}
+    figures.save(
+        figures.maps(shown, label="mean mask", limits=(0, 3 * RATIO), title=title), here.with_suffix(".png")
+    )
 
 
 def main():
@@ -62,49 +130,27 @@ def main():
     options.add_argument("--methods", nargs="+", default=list(METHODS))
     options.add_argument("--presets", nargs="+", default=["lesson", "released"])
     options.add_argument("--size", nargs=3, type=int, default=[16, 112, 112])
-    options.add_argument("--iterations", type=int, help="instead of the preset's")
     chosen = options.parse_args()
     size = tuple(chosen.size)
-    folder = Path(__file__).parent
-    rows, shown = [], {}
-    for method in chosen.methods:
-        for preset, networks in zip(chosen.presets, chosen.networks, strict=True):
+    done = set()
+    if TABLE.exists():
+        done = set(pd.read_csv(TABLE)[["method", "preset"]].itertuples(index=False, name=None))
+    for preset, networks in zip(chosen.presets, chosen.networks, strict=True):
+        for method in chosen.methods:
+            if (method, preset) in done:
+                continue
             start = time.perf_counter()
-            more = {"iterations": chosen.iterations} if chosen.iterations else {}
-            masks = null_masks(method, preset, networks, size, **more)
-            frames = frame_shares(masks)
-            means = masks.mean(dim=(1, 2, 3))
-            rows.append(
-                f"| {method} | {preset} | {networks} | {border_bias(masks):+.3f} | "
-                f"{frames.min():.2f} .. {frames.max():.2f} | "
-                f"{frames[0]:.2f}, {frames[size[0] // 2]:.2f}, {frames[-1]:.2f} | "
-                f"{means.mean():.3f} |"
+            masks = null_masks(method, preset, networks, size)
+            line = pd.DataFrame([row(masks, method, preset)])
+            line.to_csv(TABLE, mode="a", header=not TABLE.exists(), index=False)
+            print(
+                line.to_string(header=False, index=False), f"{time.perf_counter() - start:.0f} s", flush=True
             )
-            print(rows[-1], f"{time.perf_counter() - start:.0f} s", flush=True)
             if method in ("ep3d", "step"):
-                shown[f"{method}, {preset}"] = masks[: min(chosen.networks)].mean(0)
-    text = f"""# Null test
-
-Random linear networks on noise, {" x ".join(map(str, size))}, ratio {RATIO}.
-By `benchmarks/null_test.py`. Neutral is 0 for the border (share of the mask in the outer 11 of 112 pixels,
-less the area's share) and 1 for each frame (its mean over the mean of all). Wanted of our defaults: within
-.05, and .8 .. 1.2 but for chance: a few dozen independent blobs are not flat.
-
-| method | preset | networks | border | frames, least and most | first, middle, last | mean of the masks |
-|---|---|---|---|---|---|---|
-""" + "\n".join(rows)
-    (folder / "null_test.md").write_text(text + "\n")
-    if shown:
-        figure, axes = plt.subplots(len(shown), size[0], figsize=(size[0], 1.15 * len(shown)), squeeze=False)
-        for row, (name, mean) in zip(axes, shown.items(), strict=True):
-            for t, axis in enumerate(row):
-                axis.imshow(mean[t], vmin=0, vmax=3 * RATIO, cmap="magma")
-                axis.set(xticks=[], yticks=[])
-            row[0].set_ylabel(name.replace(", ", "\n"), fontsize=7)
-        figure.suptitle(
-            f"Mean mask of {min(chosen.networks)} networks that know nothing, frame by frame", fontsize=9
-        )
-        figure.savefig(folder / "null_test.png", dpi=110, bbox_inches="tight")
+                means = load_file(MEANS) if MEANS.exists() else {}
+                means[f"{method}, {preset}"] = F.avg_pool2d(masks.mean(0), 4).half()
+                save_file(means, MEANS)
+    write_report(size)
 
 
 if __name__ == "__main__":

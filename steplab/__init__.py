@@ -45,6 +45,7 @@ _SUBMODULES = frozenset(
         "networks",
         "perturb",
         "stage",
+        "study",
         "tables",
         "training",
         "widgets",

@@ -153,6 +153,9 @@ class Affine:
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         self.mean, self.std = tuple(mean), tuple(std)
 
+    def __repr__(self) -> str:
+        return f"Affine({self.mean}, {self.std})"
+
     def __call__(self, pixels: Float[Tensor, "batch 3 time height width"]) -> Tensor:
         mean, std = (pixels.new_tensor(v).view(1, 3, 1, 1, 1) for v in (self.mean, self.std))
         return (pixels - mean) / std

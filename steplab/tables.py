@@ -19,13 +19,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 # Kernels talk through files that only their owner can open, not through ports; Windows has no such files.
 KERNELS = {"KernelManager": {"transport": "ipc"}} if os.name == "posix" else {}
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+RUNS = NOTEBOOKS.parent / "runs"
+REFERENCE = NOTEBOOKS.parent / "data" / "reference"  # long runs, stored with the scripts that made them
 
 
 class TableError(ValueError):
     """A notebook that is not there, or a parameter it does not have or not with such a value."""
+
+
+def reference(name: str) -> pd.DataFrame:
+    """A stored table of `data/reference`, made by a long run of the script of the same name.
+
+    Raises:
+        TableError: there is none of that name.
+    """
+    path = REFERENCE / f"{name}.csv"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in REFERENCE.glob("*.csv")))
+        raise TableError(f"name: got {name!r}, expected one of {known}")
+    return pd.read_csv(path)
 
 
 @dataclass(frozen=True)

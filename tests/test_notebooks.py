@@ -1,32 +1,94 @@
-"""Every notebook runs from top to bottom as it is, and with other parameters as a table."""
+"""Every notebook runs from top to bottom, with its parameters set otherwise too, and its widgets answer."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 CELL_TIMEOUT = 900  # seconds; a busy machine is ten times slower than an idle one
 
+# What a reader does with the mouse, after the last cell: every control is moved to its ends and back.
+MOVE_ALL = """
+from steplab.widgets import ExplanationViewer, Explorer
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_runs(path):
-    """nbval in a process of its own, without the shape checks that the other tests add to the package."""
+shown = {id(w): w for w in [*globals().values()] if isinstance(w, (ExplanationViewer, Explorer))}.values()
+assert shown, "a lesson without a slider"
+for widget in shown:
+    viewer = isinstance(widget, ExplanationViewer)
+    names = ("frame", "ratio", "view", "which") if viewer else widget.controls
+    controls = [getattr(widget, n) for n in names] if viewer else [*widget.controls.values()]
+    pictures = set()
+    for control in controls:
+        before = control.index
+        for index in sorted({0, len(control.options) - 1, before}):
+            control.index = index
+            pictures.add(widget.picture() if viewer else bytes(widget.picture.value))
+        control.index = before
+    assert all(p.startswith(b"\\xff\\xd8") for p in pictures), "no JPEG"
+    assert len(pictures) > 1, f"nothing moves in {names}"
+"""
+
+# What else to run each lesson with, beside another seed.
+OTHERWISE = {"00_start_here": {"index": 3, "network_name": "stage-action-r2plus1d"}}
+
+
+def run_by_nbval(path: Path, folder: Path, more: str = "") -> None:
+    """A copy at preset `smoke` through nbval, in a process of its own, without shape checks."""
     pytest.importorskip("nbval")
+    from papermill.iorw import load_notebook_node
+    from papermill.parameterize import parameterize_notebook
+
+    notebook = parameterize_notebook(load_notebook_node(str(path)), {"preset": "smoke"})
+    if more:
+        notebook.cells.append(nbformat.v4.new_code_cell(more))
+    nbformat.write(notebook, folder / path.name)
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider"]
-    command += [f"--nbval-cell-timeout={CELL_TIMEOUT}", "--nbval-sanitize-with=tests/sanitize.cfg", str(path)]
+    command += [f"--nbval-cell-timeout={CELL_TIMEOUT}", "--nbval-sanitize-with=tests/sanitize.cfg"]
     environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, str(folder / path.name)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_runs_with_other_parameters(path, tmp_path):
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_lesson_runs_and_its_controls_answer(path, tmp_path):
+    run_by_nbval(path, tmp_path, MOVE_ALL)
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda p: p.stem)
+def test_solutions_run(path, tmp_path):
+    assert path.name in {lesson.name for lesson in LESSONS}
+    run_by_nbval(path, tmp_path)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_lesson_runs_with_other_parameters(path, seed, tmp_path):
     from steplab.tables import run_tables
 
-    (run,) = run_tables([str(path)], {"preset": "smoke", "seed": 1}, out=tmp_path, timeout=CELL_TIMEOUT)
+    given = {"preset": "smoke", "seed": seed, **(OTHERWISE.get(path.stem, {}) if seed == 2 else {})}
+    (run,) = run_tables([str(path)], given, out=tmp_path, timeout=CELL_TIMEOUT)
     assert run.error == "" and run.picture, run.error
     assert run.title in (tmp_path / "index.html").read_text()
+
+
+def test_a_broken_notebook_is_not_passed(tmp_path):
+    """The runner above can fail: on an error in a cell, on a control that answers nothing."""
+    parameters = nbformat.v4.new_code_cell(
+        'preset: str = "lesson"  # how long', metadata={"tags": ["parameters"]}
+    )
+    (tmp_path / "run").mkdir()
+    for k, source in enumerate(("assert preset == 'lesson'", "nothing = 1")):
+        broken = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(source)])
+        broken.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(broken, tmp_path / f"broken{k}.ipynb")
+        with pytest.raises(AssertionError, match="AssertionError"):
+            run_by_nbval(tmp_path / f"broken{k}.ipynb", tmp_path / "run", MOVE_ALL if k else "")
