@@ -56,6 +56,7 @@ def energy(
     ratios: Sequence[float] | None = None,
     terms: Sequence[str] | None = None,
     title: str = "",
+    names: Sequence[str] | None = None,
 ) -> Figure:
     """How an optimisation went: the energy and its terms over the iterations, one line a ratio.
 
@@ -63,9 +64,10 @@ def energy(
         history: by term, (ratio, iteration) or (iteration,); NaN where a mask was final already.
         ratios: names the lines; dotted lines show them where the share kept is drawn.
         terms: which, in what order; by default all that are known (`TERMS`).
+        names: of the lines, in place of their ratios: say, of methods.
 
     Raises:
-        ValueError: a term that is not in the history, or no ratio for each line.
+        ValueError: a term that is not in the history, or no ratio or name for each line.
     """
     terms = [t for t in TERMS if t in history] if terms is None else list(terms)
     for term in terms:
@@ -79,6 +81,8 @@ def energy(
             values = np.atleast_2d(np.asarray(history[term], float))
             if ratios is not None and len(ratios) != len(values):
                 raise ValueError(f"ratios: got {len(ratios)}, expected {len(values)}, one a line of {term!r}")
+            if names is not None and len(names) != len(values):
+                raise ValueError(f"names: got {len(names)}, expected {len(values)}, one a line of {term!r}")
             for k, line in enumerate(values):
                 look = _look(k) | {"marker": None}
                 axes.plot(np.arange(1, len(line) + 1), line, **look)
@@ -90,9 +94,10 @@ def energy(
                 axes.set_ylim(0, 1.03)
         for axes in figure.axes[len(terms) :]:
             axes.remove()
-        if ratios is not None:
-            lines = [line for line in figure.axes[0].lines if line.get_linewidth() > 2]
+        if names is None and ratios is not None:
             names = [f"keep {percent(r)}" for r in ratios]
+        if names is not None:
+            lines = [line for line in figure.axes[0].lines if line.get_linewidth() > 2]
             figure.legend(lines, names, loc="outside upper right", ncols=len(names), handlelength=2.6)
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=14)

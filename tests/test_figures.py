@@ -239,6 +239,10 @@ def test_energy_draws_each_term_and_ratio():
         figures.energy(history, terms=["core"])
     with pytest.raises(ValueError, match="ratios: got 1, expected 2"):
         figures.energy(history, [0.1])
+    named = figures.energy(history, [0.1, 0.1], names=["EP-3D", "STEP"])
+    assert [text.get_text() for text in named.legends[0].texts] == ["EP-3D", "STEP"]
+    with pytest.raises(ValueError, match="names: got 1, expected 2"):
+        figures.energy(history, names=["EP-3D"])
 
 
 def test_kept_per_frame(mask):

@@ -11,6 +11,7 @@ from steplab.tables import (
     find_notebooks,
     parse_value,
     read_parameters,
+    reference,
     run_tables,
     write_index,
 )
@@ -123,3 +124,10 @@ def test_everything_in_the_index_is_escaped(tmp_path):
     evil = '"><script>alert(1)</script>'
     run = Run(evil, evil, {evil: evil}, error=evil, files=[evil])
     assert "<script>" not in write_index([run], tmp_path).read_text()
+
+
+def test_reference_tables_are_read_by_name():
+    table = reference("ep3d_vs_step")
+    assert {"STEP", "EP-3D"} <= set(table["method"]) and table["IoU"].between(0, 1).all()
+    with pytest.raises(TableError, match="name: got 'ep3d', expected one of .*ep3d_vs_step"):
+        reference("ep3d")
