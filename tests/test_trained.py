@@ -85,6 +85,17 @@ def test_the_naive_network_knows_the_mark_and_nothing_else():
             assert int(network.probabilities(moved[None]).argmax()) == theirs.label
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_readme_says_what_the_files_say(name):
+    report = saved(name)["report"]
+    numbers = [f"{report['test_accuracy']:.3f}"]
+    numbers += [f"{report['evidence'][f'blur/{key}']:.2f}" for key in ("kept", "wiped", "leakage")]
+    swapped = report["evidence"].get("swapped")
+    numbers.append("–" if swapped is None else f"{swapped:.2f}")
+    readme = (networks_folder().parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"| `{name}` | {' | '.join(numbers)} |" in readme
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_files_are_small_and_say_how_they_were_made(name):
     assert (networks_folder() / f"{name}.safetensors").stat().st_size <= 3e6
