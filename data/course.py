@@ -61,7 +61,7 @@ RECIPES = {
     "stage-moment-r2plus1d": Recipe(
         "moment", "r2plus1d", 0, 0, 1000, 0, "stage-action-r2plus1d", rate=1.5e-3
     ),
-    "stage-moment-vgg16lstm": Recipe("moment", "vgg16lstm", 0, 0, 0, 1000, "stage-action-vgg16lstm"),
+    "stage-moment-vgg16lstm": Recipe("moment", "vgg16lstm", 0, 0, 0, 700, "stage-action-vgg16lstm"),
     "stage-confounded-vgg16lstm": Recipe(
         "confounded", "vgg16lstm", 0, 0, 300, 0, clips=2048, nothing=64, naive=True
     ),
