@@ -5,6 +5,7 @@ python notebooks/build.py [00_start_here ...] [--strip]     (--strip: run nothin
 
 import argparse
 import base64
+import copy
 import io
 import sys
 import time
@@ -18,18 +19,21 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 LIMIT = 300_000  # bytes
 
 
-def jpeg(encoded: str, width: int = 760) -> str:
+THRIFT = ((760, 62), (720, 52), (680, 46), (640, 40))  # width and quality of pictures: the first that fits
+
+
+def jpeg(encoded: str, width: int, quality: int) -> str:
     """The same picture as a JPEG at most `width` px wide, base64 to base64."""
     picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGBA")
     page = Image.new("RGB", picture.size, "white")
     page.paste(picture, mask=picture.getchannel("A"))
     page.thumbnail((width, 10 * width))
     file = io.BytesIO()
-    page.save(file, "JPEG", quality=62, optimize=True)
+    page.save(file, "JPEG", quality=quality, optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 
-def strip(notebook) -> None:
+def strip(notebook, width: int, quality: int) -> None:
     """Leave of each output what a reader without a kernel can see: a widget's picture, not the widget."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
@@ -39,7 +43,7 @@ def strip(notebook) -> None:
             data.pop(WIDGET, None)
             pictures = [data.pop(kind) for kind in ("image/png", "image/jpeg") if kind in data]
             if pictures:
-                data["image/jpeg"] = jpeg(pictures[0])
+                data["image/jpeg"] = jpeg(pictures[0], width, quality)
             if any(kind.startswith("image/") for kind in data) and "text/plain" in data:
                 data["text/plain"] = "a picture"  # not the address of an object
         if cell.cell_type == "code":
@@ -57,8 +61,13 @@ def build(path: Path, run: bool) -> str:
         resources = {"metadata": {"path": str(HERE)}}
         NotebookClient(notebook, timeout=3600, kernel_name="python3", resources=resources).execute()
     seconds = time.perf_counter() - start
-    strip(notebook)
-    text = nbformat.writes(notebook) + "\n"
+    text = ""
+    for width, quality in THRIFT:
+        small = copy.deepcopy(notebook)
+        strip(small, width, quality)
+        text = nbformat.writes(small) + "\n"
+        if len(text.encode()) <= LIMIT:
+            break
     for word in (str(HERE.parent), str(Path.home())):
         if word in text:
             raise ValueError(f"{path.name}: an output holds the absolute path {word!r}")

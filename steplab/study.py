@@ -12,9 +12,11 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
+from torch import Tensor
+
 from .clips import Clip
 from .config import make_config
-from .explain import explain
+from .explain import _as_clips, explain
 from .explanation import Explanation, fingerprint, versions
 from .networks import Network
 from .tables import RUNS
@@ -25,7 +27,7 @@ _SOURCES = ("config", "engine", "explain", "explanation", "losses", "masks", "ne
 
 def explain_once(
     network: Network,
-    clip: Clip,
+    clip: Clip | Tensor,
     target: str | int | None = None,
     method: str = "step",
     ratios: Sequence[float] = (0.1,),
@@ -49,6 +51,7 @@ def explain_once(
     Raises:
         ValueError: as `explain`.
     """
+    clip = _as_clips(clip)[0][0]
     asked = {"target": target, "method": method, "ratios": tuple(ratios), "preset": preset, "seed": seed}
     if network.module is None:
         return _explain(network, clip, asked, overrides)
