@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .clips import Clip, Record, read_clip
     from .explain import Explanation, StepConfig, explain, smallest_ratio
+    from .metrics import pointing_game
     from .networks import Network, load_network
     from .stage import Stage
 
@@ -33,6 +34,7 @@ _HOME = {
     "smallest_ratio": "explain",
     "Explanation": "explain",
     "StepConfig": "explain",
+    "pointing_game": "metrics",
 }
 _SUBMODULES = frozenset(
     (
@@ -61,6 +63,7 @@ __all__ = [
     "StepConfig",
     "explain",
     "load_network",
+    "pointing_game",
     "read_clip",
     "smallest_ratio",
 ]
