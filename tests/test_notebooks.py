@@ -15,9 +15,10 @@ CELL_TIMEOUT = 900  # seconds; a busy machine is ten times slower than an idle o
 
 # What a reader does with the mouse, after the last cell: every control is moved to its ends and back.
 MOVE_ALL = """
+import gc
 from steplab.widgets import ExplanationViewer, Explorer
 
-shown = {id(w): w for w in [*globals().values()] if isinstance(w, (ExplanationViewer, Explorer))}.values()
+shown = [w for w in gc.get_objects() if type(w) in (ExplanationViewer, Explorer)]  # most have no name
 assert shown, "a lesson without a slider"
 for widget in shown:
     viewer = isinstance(widget, ExplanationViewer)

@@ -153,4 +153,4 @@ def test_a_short_clip_that_does_not_show_the_object_is_nothing():
 def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match=r"^name: got 'stage-dance-r2plus1d'"):
         train_network("stage-dance-r2plus1d")
-    assert len(RECIPES) == 6
+    assert len(RECIPES) == 7
