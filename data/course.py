@@ -5,8 +5,8 @@
 Training goes from near to far: first 64-pixel close-ups of what carries the label (for the VGG-LSTM with the
 acting figure's limbs as a second target for fc7, through a head that is thrown away), then whole frames,
 plain and through windows (`windows.py`; of objects first in clips of four frames), at last against a rival
-that moves the windows to where the network errs. `steplab.training.evidence_report` measures how far a
-network got.
+that moves the windows to where the network errs, and on new clips once more.
+`steplab.training.evidence_report` measures how far a network got.
 """
 
 import argparse
@@ -39,6 +39,7 @@ class Recipe:
     short: int  # ... on whole frames, plain and through windows, of clips cut to `cut` frames
     steps: int  # ... of whole clips
     duel: int  # ... with windows of a rival among them, at half the rate
+    polish: int = 0  # ... of whole clips never shown before, at a third of the rate, emptiness weighing half
     start: str | None = None  # a network whose weights it begins with
     batch: int = 32
     rivals: int = 10  # of a batch, in the duel
@@ -56,12 +57,12 @@ class Recipe:
 RECIPES = {
     "stage-action-r2plus1d": Recipe("action", "r2plus1d", 900, 0, 2600, 0, rate=3e-3),
     "stage-action-vgg16lstm": Recipe("action", "vgg16lstm", 700, 0, 2000, 500),
-    "stage-object-r2plus1d": Recipe("object", "r2plus1d", 1500, 2500, 500, 0, rate=3e-3, cut=4),
+    "stage-object-r2plus1d": Recipe("object", "r2plus1d", 1500, 2500, 500, 0, 600, rate=3e-3, cut=4),
     "stage-object-vgg16lstm": Recipe("object", "vgg16lstm", 1500, 2500, 300, 0, cut=4),
     "stage-moment-r2plus1d": Recipe(
-        "moment", "r2plus1d", 0, 0, 1000, 0, "stage-action-r2plus1d", rate=1.5e-3
+        "moment", "r2plus1d", 0, 0, 1000, 0, 600, "stage-action-r2plus1d", rate=1.5e-3
     ),
-    "stage-moment-vgg16lstm": Recipe("moment", "vgg16lstm", 0, 0, 0, 700, "stage-action-vgg16lstm"),
+    "stage-moment-vgg16lstm": Recipe("moment", "vgg16lstm", 0, 0, 0, 700, 300, "stage-action-vgg16lstm"),
     "stage-confounded-vgg16lstm": Recipe(
         "confounded", "vgg16lstm", 0, 0, 300, 0, clips=2048, nothing=64, naive=True
     ),
@@ -102,15 +103,21 @@ class Course:
             target_layer=self.module.target_layer,
         )
         self.head = nn.Linear(self.module.fc7.out_features, len(NEUTRAL)) if self.probability else None
-        seen = [Stage(recipe.task, "train", recipe.seed, recipe.clips)]
-        seen += [Stage(recipe.task, "train", recipe.seed, recipe.nothing, nothing=True)]
-        self.pool = Pool.render(seen, workers, progress)
+        self.workers, self.progress = workers, progress
+        self.pool = self.render(recipe.seed)
         self.held = Pool.render([Stage(recipe.task, "train", recipe.seed + 1, 192)], workers, progress)
         both = {a: b for pair in REVERSED_PAIRS for a, b in (pair, pair[::-1]) if a in self.classes}
         self.swaps = {self.classes.index(a): self.classes.index(b) for a, b in both.items()}
         self.weights = torch.ones(len(self.classes))
         self.weights[self.nothing] = recipe.empty
         self.bf16 = torch.cpu._is_avx512_bf16_supported()
+
+    def render(self, seed: int) -> Pool:
+        """Clips to learn from, and some that show nothing."""
+        recipe = self.recipe
+        seen = [Stage(recipe.task, "train", seed, recipe.clips)]
+        seen += [Stage(recipe.task, "train", seed, recipe.nothing, nothing=True)]
+        return Pool.render(seen, self.workers, self.progress)
 
     def example(self, rng: np.random.Generator, close: bool, frames: int) -> tuple[Tensor, int, Tensor]:
         """Pixels, label, limbs of a clip: mirrored, tinted, played backwards, close up or behind windows."""
@@ -180,11 +187,23 @@ class Course:
             shown[key] = answers.gather(1, labels[:48, None]).mean().item()
         return shown
 
-    def run(self, progress: bool) -> Network:
-        """Close-ups, short clips, whole clips, the duel."""
+    def polish(self) -> None:
+        """The last steps, on new clips; they depend on nothing but the weights, so they can be run alone."""
+        recipe = self.recipe
+        if recipe.polish:
+            torch.manual_seed(recipe.seed)
+            self.pool = self.render(recipe.seed + 3)
+            self.weights[self.nothing] = recipe.empty / 2
+            done = recipe.short + recipe.steps + recipe.duel
+            fit(self.module, lambda i: self.loss(done + i), list(self.module.parameters()), recipe.polish,
+                recipe.rate / 3, decay=recipe.decay, progress=self.progress, watch=self.watch,
+                title="polish")  # fmt: skip
+
+    def run(self) -> Network:
+        """Close-ups, short clips, whole clips, the duel, the polish."""
         recipe, own = self.recipe, list(self.module.parameters())
         head = [] if self.head is None else list(self.head.parameters())
-        how: Any = {"decay": recipe.decay, "progress": progress}
+        how: Any = {"decay": recipe.decay, "progress": self.progress}
         whole: Any = {**how, "watch": self.watch}
         fit(self.module, lambda i: self.loss(i, True, recipe.cut), own + head, recipe.close, recipe.rate,
             title="close-ups", **how)  # fmt: skip
@@ -199,6 +218,7 @@ class Course:
             rival = Rival(self.pool, self.nothing, recipe.seed)
             fit(self.module, lambda i: self.loss(after + recipe.steps + i, rival=rival), own, recipe.duel,
                 recipe.rate / 2, title="duel", **whole)  # fmt: skip
+        self.polish()
         return self.network
 
 
@@ -223,7 +243,7 @@ def train_network(
     if name not in RECIPES:
         raise ValueError(f"name: got {name!r}, expected one of {sorted(RECIPES)}")
     recipe = Recipe(**(asdict(RECIPES[name]) | changes))
-    network = Course(recipe, name, out, workers, progress).run(progress)
+    network = Course(recipe, name, out, workers, progress).run()
     report = {
         "test_accuracy": accuracy(network, Stage(recipe.task, "test", 0, 1000), workers, progress),
         "evidence": evidence_report(network, Stage(recipe.task, "test", 1, 200), 4, workers, progress),

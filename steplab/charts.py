@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from cycler import cycler
 from jaxtyping import Float
@@ -327,6 +328,49 @@ def intervals(
         axes.set_xlabel(label)
         axes.tick_params(left=False)
         axes.set_title(title, loc="left")
+    return figure
+
+
+def panels(
+    table: pd.DataFrame,
+    label: str,
+    *,
+    controls: Sequence[str] = ("random", "middle"),
+    note: str = "the paper's number",
+    title: str = "",
+) -> Figure:
+    """Means with their intervals: a panel for each data set and network, the same rows in all of them.
+
+    Args:
+        table: columns dataset, network, method, mean, low, high, as `study.pivot` gives them, and, if there
+            is something to compare with, `paper`: an empty diamond each.
+        label: of the horizontal axes, which have one scale.
+        controls: methods drawn grey; the best of them is a thin line through the panel.
+        note: what the diamonds are.
+    """
+    rows = list(dict.fromkeys(table["method"]))
+    parts = list(table.groupby(["dataset", "network"], sort=False))
+    with plt.rc_context(STYLE):
+        size = (min(12.0, 2.2 + 2.6 * len(parts)), 1.6 + 0.36 * len(rows) + 0.35 * bool(title))
+        figure = Figure(figsize=size, layout="constrained")
+        plots = figure.subplots(1, len(parts), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, ((dataset, network), part) in zip(plots, parts, strict=True):
+            for row, mean, low, high in part[["method", "mean", "low", "high"]].itertuples(index=False):
+                k, colour = rows.index(row), "#8A8A8A" if row in controls else CYCLE[0]
+                axes.plot([low, high], [k, k], color=colour, linewidth=3)
+                axes.plot(mean, k, "o", color=colour, markersize=8)
+            known = part.dropna(subset="paper") if "paper" in part else part[:0].assign(paper=0.0)
+            heights = [rows.index(row) for row in known["method"]]
+            axes.plot(known["paper"], heights, "D", color=BLUE, fillstyle="none")
+            beaten = part[part["method"].isin(controls)]["mean"].max()
+            if np.isfinite(beaten):
+                axes.axvline(beaten, color="#8A8A8A", linewidth=1.2, linestyle=":")
+            axes.set_title(f"{dataset}\n{network}", loc="left", fontsize=13)
+            axes.set_yticks(range(len(rows)), rows)
+            axes.set_ylim(len(rows) - 0.5, -0.5)
+            axes.tick_params(left=False)
+        figure.supxlabel(label + (f"   (diamonds: {note})" if "paper" in table else ""), fontsize=13)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=14)
     return figure
 
 

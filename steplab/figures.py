@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .charts import STYLE, bars, curves, energy, intervals, kept_per_frame, kernel, maps, ranking
+from .charts import STYLE, bars, curves, energy, intervals, kept_per_frame, kernel, maps, panels, ranking
 from .painting import (
     BLUE,
     INK,
@@ -48,6 +48,7 @@ __all__ = [
     "maps",
     "overlay",
     "paint",
+    "panels",
     "ranking",
     "save",
     "style",

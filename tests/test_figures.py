@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import to_rgb
@@ -318,6 +319,21 @@ def test_cubes_hide_what_is_behind():
     assert np.array_equal(painting.cubes(behind), solid)
     behind[0, 1, 1] = False
     assert not np.array_equal(painting.cubes(behind), solid)
+
+
+def test_panels_share_rows_and_scale_and_keep_the_other_number():
+    rows = [("object", "A", "STEP", 0.5, 0.4, 0.6, 0.09), ("object", "A", "random", 0.1, 0.0, 0.2, np.nan)]
+    rows += [("action", "A", "STEP", 0.7, 0.6, 0.8, np.nan)]
+    table = pd.DataFrame(rows, columns=["dataset", "network", "method", "mean", "low", "high", "paper"])
+    figure = figures.panels(table, "S-PT")
+    left, right = figure.axes
+    assert [t.get_text() for t in left.get_yticklabels()] == ["STEP", "random"]
+    assert left.get_xlim() == right.get_xlim() and left.get_ylim() == right.get_ylim()
+    diamonds = [line.get_xydata().tolist() for line in figure.axes[0].lines if line.get_marker() == "D"]
+    assert diamonds == [[[0.09, 0]]]  # what nobody measured has none
+    assert [line.get_xdata()[0] for line in left.lines if line.get_linestyle() == ":"] == [0.1]
+    assert not [line for line in right.lines if line.get_linestyle() == ":"]  # no control there
+    assert "diamonds" not in figures.panels(table.drop(columns="paper"), "S-PT").get_supxlabel()
 
 
 def test_intervals_are_grey_where_nothing_is_shown():
