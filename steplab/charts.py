@@ -349,12 +349,12 @@ def panels(
         note: what the diamonds are.
     """
     rows = list(dict.fromkeys(table["method"]))
-    parts = list(table.groupby(["dataset", "network"], sort=False))
+    parts = [part for _, part in table.groupby(["dataset", "network"], sort=False)]
     with plt.rc_context(STYLE):
         size = (min(12.0, 2.2 + 2.6 * len(parts)), 1.6 + 0.36 * len(rows) + 0.35 * bool(title))
         figure = Figure(figsize=size, layout="constrained")
         plots = figure.subplots(1, len(parts), sharex=True, sharey=True, squeeze=False)[0]
-        for axes, ((dataset, network), part) in zip(plots, parts, strict=True):
+        for axes, part in zip(plots, parts, strict=True):
             for row, mean, low, high in part[["method", "mean", "low", "high"]].itertuples(index=False):
                 k, colour = rows.index(row), "#8A8A8A" if row in controls else CYCLE[0]
                 axes.plot([low, high], [k, k], color=colour, linewidth=3)
@@ -365,7 +365,7 @@ def panels(
             beaten = part[part["method"].isin(controls)]["mean"].max()
             if np.isfinite(beaten):
                 axes.axvline(beaten, color="#8A8A8A", linewidth=1.2, linestyle=":")
-            axes.set_title(f"{dataset}\n{network}", loc="left", fontsize=13)
+            axes.set_title("\n".join(part[["dataset", "network"]].iloc[0]), loc="left", fontsize=13)
             axes.set_yticks(range(len(rows)), rows)
             axes.set_ylim(len(rows) - 0.5, -0.5)
             axes.tick_params(left=False)
