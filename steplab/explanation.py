@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from . import __version__
@@ -63,12 +62,18 @@ class Explanation:
     def save(self, path: str | Path) -> Path:
         """Write everything to one safetensors file; returns its path."""
         path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self.to_bytes())
+        return path
+
+    def to_bytes(self, pixels: bool = True) -> bytes:
+        """What :meth:`save` writes; without `pixels` the clip must be given back by whoever reads it."""
         tensors = {
             "masks": self.masks,
             "heatmap": self.heatmap,
             "probability": self.probability,
-            "pixels": self.clip.pixels,
             "times": self.clip.times,
+            **({"pixels": self.clip.pixels} if pixels else {}),
             **{f"history/{k}": torch.from_numpy(v) for k, v in self.history.items()},
         }
         facts = {
@@ -77,32 +82,44 @@ class Explanation:
             + ("fingerprints", "converged", "interrupted")
         }
         facts |= {"config": asdict(self.config), "source": self.clip.source}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-            path,
-            {"steplab": json.dumps(facts)},
-        )
-        return path
+        stored = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        return safetensors.torch.save(stored, {"steplab": json.dumps(facts)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Explanation":
         """Read what :meth:`save` wrote. Raises ValueError if it is something else."""
         try:
-            with safe_open(path, "pt") as file:
-                facts = json.loads((file.metadata() or {})["steplab"])
-                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            return cls.from_bytes(Path(path).read_bytes())
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is not a stored explanation: {error}") from error
+
+    @classmethod
+    def from_bytes(cls, data: bytes, clip: Clip | None = None) -> "Explanation":
+        """What :meth:`to_bytes` gave; `clip` is needed, and used, where the pixels were left out.
+
+        Raises:
+            ValueError: other data or torn data, no clip where one is needed, or another clip than explained.
+        """
+        try:
+            tensors = safetensors.torch.load(data)
+            facts = json.loads(
+                json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["steplab"]
+            )
             config: dict[str, Any] = facts.pop("config")
             config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
             history = {k.removeprefix("history/"): v.numpy() for k, v in tensors.items() if "/" in k}
-            clip = Clip(tensors["pixels"], tensors["times"], facts.pop("source"))
+            source = facts.pop("source")
+            if "pixels" in tensors:
+                clip = Clip(tensors["pixels"], tensors["times"], source)
+            elif clip is None or fingerprint(clip) != facts["fingerprints"]["clip"]:
+                raise ValueError("stored without its clip, which must be given: that very one")
             facts |= {"ratios": tuple(facts["ratios"]), "converged": tuple(facts["converged"])}
             maps = {k: tensors[k] for k in ("masks", "heatmap", "probability")}
             return cls(**maps, history=history, clip=clip, config=StepConfig(**config), **facts)
-        except FileNotFoundError:
-            raise
         except Exception as error:
-            raise ValueError(f"{path} is not a stored explanation: {error!r}") from error
+            raise ValueError(f"expected a stored explanation, got {error!r}") from error
 
     def filmstrip(self, path: str | Path | None = None, ratio: float | None = None):
         """Frames above, what is kept below, as a matplotlib figure; of one `ratio`, or of all of them."""
