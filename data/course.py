@@ -39,7 +39,9 @@ class Recipe:
     short: int  # ... on whole frames, plain and through windows, of clips cut to `cut` frames
     steps: int  # ... of whole clips
     duel: int  # ... with windows of a rival among them, at half the rate
-    polish: int = 0  # ... of whole clips never shown before, at a third of the rate, emptiness weighing half
+    polish: int = (
+        0  # ... of whole clips never shown before, at a third of the rate, `empty` as `polish_empty`
+    )
     start: str | None = None  # a network whose weights it begins with
     batch: int = 32
     rivals: int = 10  # of a batch, in the duel
@@ -50,6 +52,7 @@ class Recipe:
     decay: float = 0.01
     limbs: float = 15.0  # weight of the limbs' squared error during close-ups (VGG-LSTM)
     empty: float = 0.3  # weight in the loss of examples that show nothing: a third of all, none in the test
+    polish_empty: float = 0.15  # ... during the polish: the less, the surer of what there is
     naive: bool = False  # clips as they are, no windows: for a network that may be right for wrong reasons
     seed: int = 0
 
@@ -57,7 +60,9 @@ class Recipe:
 RECIPES = {
     "stage-action-r2plus1d": Recipe("action", "r2plus1d", 900, 0, 2600, 0, rate=3e-3),
     "stage-action-vgg16lstm": Recipe("action", "vgg16lstm", 700, 0, 2000, 500),
-    "stage-object-r2plus1d": Recipe("object", "r2plus1d", 1500, 2500, 500, 0, 600, rate=3e-3, cut=4),
+    "stage-object-r2plus1d": Recipe(
+        "object", "r2plus1d", 1500, 2500, 500, 0, 600, rate=3e-3, cut=4, polish_empty=0.1
+    ),
     "stage-object-vgg16lstm": Recipe("object", "vgg16lstm", 1500, 2500, 300, 0, cut=4),
     "stage-moment-r2plus1d": Recipe(
         "moment", "r2plus1d", 0, 0, 1000, 0, 600, "stage-action-r2plus1d", rate=1.5e-3
@@ -192,8 +197,9 @@ class Course:
         recipe = self.recipe
         if recipe.polish:
             torch.manual_seed(recipe.seed)
+            del self.pool  # gigabytes
             self.pool = self.render(recipe.seed + 3)
-            self.weights[self.nothing] = recipe.empty / 2
+            self.weights[self.nothing] = recipe.polish_empty
             done = recipe.short + recipe.steps + recipe.duel
             fit(self.module, lambda i: self.loss(done + i), list(self.module.parameters()), recipe.polish,
                 recipe.rate / 3, decay=recipe.decay, progress=self.progress, watch=self.watch,

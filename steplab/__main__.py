@@ -8,6 +8,7 @@ import argparse
 import ctypes
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from . import __version__
@@ -36,8 +37,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose help ends in what is only worked out when somebody asks for it."""
+
+    more: Callable[[], str] = staticmethod(str)
+
+    def format_help(self) -> str:
+        return super().format_help() + self.more()
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="steplab", description="Explain video networks by perturbation.")
+    parser = _Parser(prog="steplab", description="Explain video networks by perturbation.")
     parser.add_argument("--version", action="version", version=f"steplab {__version__}")
     commands = parser.add_subparsers(title="commands", required=True)
 
@@ -49,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("video", help="a video file (mp4, avi, webm, mkv, gif ...)")
     explain.add_argument(
-        "--network", default="imagenet-consensus", help="name or file (default: %(default)s)"
+        "--network",
+        default="imagenet-consensus",
+        help="name, file or my_module:function, whose code is run (default: %(default)s)",
     )
     explain.add_argument("--target", help="label to explain, a name or a number (default: the likeliest)")
     explain.add_argument("--method", default="step", help="default: %(default)s")
@@ -77,18 +89,19 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(run=_explain)
 
     tables = commands.add_parser("tables", help="run the notebooks into a folder with an index.html")
-    tables.add_argument("notebooks", nargs="*", help="names, such as 00_start_here (default: all)")
+    tables.add_argument("notebooks", nargs="*", help="names or numbers, such as 00_start_here (default: all)")
     tables.add_argument(
         "--set",
         metavar="NAME=VALUE",
         type=_setting,
         action="append",
         default=[],
-        help="a parameter of the notebooks",
+        help="a parameter (see below) for those of the notebooks that have it",
     )
     tables.add_argument("--out", type=Path, default=Path("runs"), help="default: %(default)s")
     tables.add_argument("--jobs", type=int, default=1, help="notebooks at a time (default: %(default)s)")
     tables.set_defaults(run=_tables)
+    tables.more = _parameters
 
     return parser
 
@@ -195,7 +208,19 @@ def _tables(options) -> int:
 
     runs = run_tables(options.notebooks, dict(options.set), options.out, options.jobs)
     print(f"wrote {options.out / 'index.html'}")
-    return int(any(run.error for run in runs))
+    failed = [f"{run.name}: {run.error}" for run in runs if run.error]
+    if failed:
+        print(f"steplab: {len(failed)} of {len(runs)} failed: {'; '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def _parameters() -> str:
+    from .tables import TableError, list_parameters
+
+    try:
+        return f"\n{list_parameters()}\n"
+    except TableError as error:
+        return f"\n{error}\n"
 
 
 def _keep_memory():

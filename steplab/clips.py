@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import av.error
@@ -71,19 +71,19 @@ class Record:
 
     Attributes:
         clip: the clip.
-        label: index of its class in the data set's `classes`.
+        label: index of its class in the data set's `classes`, or its name; None where nobody knows.
         boxes: one tensor per frame with a row x0, y0, x1, y1 per box, in pixels, right and bottom edge
             exclusive; no rows where the frame carries no box.
         mask: True on the pixels that carry the label, or None where nobody knows.
-        segment: first frame of the labelled part, and one past its last.
+        segment: first frame of the labelled part, and one past its last; None where nobody knows.
         name: short and unique within its data set.
     """
 
     clip: Clip
-    label: int
+    label: int | str | None
     boxes: list[Float[Tensor, "_ 4"]]
     mask: Bool[Tensor, "time height width"] | None
-    segment: tuple[int, int]
+    segment: tuple[int, int] | None
     name: str
 
 
@@ -171,6 +171,7 @@ class _Index:
     duration: float  # seconds the header claims for the picture; 0 if it makes no claim
     aspect: float  # width of a pixel over its height
     closed: bool  # whether the file ends as its format demands
+    times: np.ndarray  # presentation time of every frame, rising
 
     def check_complete(self, name: str):
         """Raise where both the packets and the time they cover fall short of what the header declares.
@@ -236,6 +237,7 @@ def _index(path: Path) -> _Index:
             duration=duration,
             aspect=float(pixel) if pixel and 0.2 < pixel < 5 else 1.0,
             closed=container.format.name != "gif" or _last_bytes(path).endswith(b";"),
+            times=np.array(times) - times[0],
         )
 
 
@@ -282,24 +284,73 @@ def _decode(path: Path, table: _Index, middles: np.ndarray, convert: Callable):
     return pictures, times, damaged
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """How a frame becomes a square: shrunk, turned, resized, cut out."""
+
+    width: int  # after shrinking, before turning
+    height: int
+    turns: int  # quarter turns, against the clock
+    shape: tuple[int, int]  # height and width after resizing
+    top: int
+    left: int
+
+    @classmethod
+    def of(cls, frame, aspect: float, size: int, fit: str) -> "_Layout":
+        shrink = max(1.0, min(frame.width, frame.height) / (_HEADROOM * size))
+        stored = max(1, round(frame.width / shrink)), max(1, round(frame.height / shrink))
+        # the decoder reports the display matrix but does not apply it
+        turns = round(frame.rotation / 90) % 4
+        width, height = stored[0] * aspect, stored[1]
+        if turns % 2:
+            width, height = height, width
+        scale = size / min(width, height)
+        shape = (size, size) if fit == "stretch" else (round(height * scale), round(width * scale))
+        return cls(*stored, turns, shape, (shape[0] - size) // 2, (shape[1] - size) // 2)
+
+
 def _to_pixels(frame, aspect: float, size: int, fit: str) -> Float[Tensor, "3 size size"]:
     """One decoded frame as an upright square of RGB in [0, 1]."""
-    shrink = max(1.0, min(frame.width, frame.height) / (_HEADROOM * size))
-    width, height = max(1, round(frame.width / shrink)), max(1, round(frame.height / shrink))
-    picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
-    width = width * aspect
-    if (
-        turns := round(frame.rotation / 90) % 4
-    ):  # the decoder reports the display matrix but does not apply it
-        picture = np.rot90(picture, turns).copy()
-    if turns % 2:
-        width, height = height, width
-    scale = size / min(width, height)
-    shape = (size, size) if fit == "stretch" else (round(height * scale), round(width * scale))
+    to = _Layout.of(frame, aspect, size, fit)
+    picture = frame.to_ndarray(format="rgb24", width=to.width, height=to.height, interpolation="AREA")
+    if to.turns:
+        picture = np.rot90(picture, to.turns).copy()
     pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
-    pixels = F.interpolate(pixels, shape, mode="bilinear", antialias=True, align_corners=False)[0]
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-    return pixels[:, top : top + size, left : left + size].clamp(0, 1)
+    pixels = F.interpolate(pixels, to.shape, mode="bilinear", antialias=True, align_corners=False)[0]
+    return pixels[:, to.top : to.top + size, to.left : to.left + size].clamp(0, 1)
+
+
+class Placement(NamedTuple):
+    """Where a video's own frames and pixels went in the clip that was read from it."""
+
+    frames: list[int]  # number in the video, from 0, of each frame of the clip
+    scale: tuple[float, float]  # pixels of the clip to a pixel of the upright video, across and down
+    corner: tuple[float, float]  # left and top of the clip in the resized video
+
+    def boxes(self, boxes: Float[Tensor, "box 4"], size: int) -> Float[Tensor, "left 4"]:
+        """x0, y0, x1, y1 in the clip, cut at its edges; without those of which nothing is left."""
+        moved = boxes * boxes.new_tensor(self.scale * 2) - boxes.new_tensor(self.corner * 2)
+        moved = moved.clamp(0, size)
+        return moved[(moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])]
+
+
+def placement(path: str | Path, clip: Clip, fit: str = "crop") -> Placement:
+    """Where frames and pixels of the video at `path` are in `clip`, which `read_clip` made of it with `fit`.
+
+    Raises:
+        ClipError: the video cannot be read.
+    """
+    path = Path(path)
+    try:
+        table = _index(path)
+        with _open(path) as container:
+            frame = next(container.decode(_video_stream(container, path)))
+    except (av.error.FFmpegError, OSError, EOFError, StopIteration) as error:
+        raise ClipError(f"{path.name}: not a video that can be read ({error})") from error
+    to = _Layout.of(frame, table.aspect, clip.pixels.shape[2], fit)
+    width, height = (frame.height, frame.width) if to.turns % 2 else (frame.width, frame.height)
+    frames = [int(np.abs(table.times - time).argmin()) for time in clip.times.tolist()]
+    return Placement(frames, (to.shape[1] / width, to.shape[0] / height), (to.left, to.top))
 
 
 _CODECS = {".mp4": ("libx264", "yuv420p"), ".avi": ("mpeg4", "yuv420p"), ".webm": ("libvpx-vp9", "yuv420p")}

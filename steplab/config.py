@@ -1,4 +1,4 @@
-"""Every constant of the method, and the named sets of them: methods and presets."""
+"""Every constant of the method and of the baselines, and the named sets of them: methods and presets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,6 +82,59 @@ METHODS: dict[str, dict] = {
     "ep3d-second-order": {"second_order_weight": 300.0},
 }
 
+
+@dataclass(frozen=True)
+class AttributionConfig:
+    """Constants of the baselines, each read by the methods named beside it.
+
+    What is absent looks the same to all: a voxel that is not kept, occluded or not yet reached by the path of
+    integrated gradients is replaced as `perturbation` says, by default by the blurred clip.
+    """
+
+    target_layer: str | None = None  # dotted name; None: the network's own (CAMs, excitation backprop)
+    cam_weights: str = "clip"  # Grad-CAM: gradients averaged over the "clip", or over each "frame" by itself
+    perturbation: str = "blur"  # see Perturbation
+    blur_sigma: float | None = None  # None: 20 px at 112
+    heat_sigma: float = 0.0  # blur of the finished map, share of min(H, W); 0: as the method gives it
+    blocks: tuple[int, int, int] = (4, 7, 7)  # over time, height, width (occlusion, lime, rise)
+    rise_masks: int = 1000
+    rise_keep: float = 0.5  # probability that a block is kept
+    occlusion_steps: int = 2  # steps in which the window, one block large, passes over its own length
+    lime_samples: int = 600
+    lime_ridge: float = 1.0  # penalty on the squared weights
+    path_steps: int = 50  # integrated gradients
+    noise_samples: int = 40  # smooth-grad
+    noise: float = 0.15  # its standard deviation, share of the clip's range
+    motion_sigma: float = 0.04  # blur of the differences, share of min(H, W)
+    middle_sigma: float = 0.25  # of the bump, share of T, H and W
+
+
+BASELINES = (
+    "grad-cam",
+    "saliency-tubes",
+    "excitation-backprop",
+    "eb-r",
+    "rise",
+    "integrated-gradients",
+    "smooth-grad",
+    "guided-backprop",
+    "deconvolution",
+    "deep-lift",
+    "occlusion",
+    "lime",
+    "random",
+    "middle",
+    "motion",
+)
+_SMOKE = {
+    "blocks": (2, 4, 4),
+    "rise_masks": 24,
+    "occlusion_steps": 1,
+    "lime_samples": 48,
+    "path_steps": 4,
+    "noise_samples": 4,
+}
+
 LITERAL = {"core_layout": "stride", "core_padding": "none", "core_balanced": False, "time_wrap": False}
 
 PRESETS: dict[str, dict] = {
@@ -130,20 +183,32 @@ PRESETS: dict[str, dict] = {
 }
 
 
-def make_config(method: str, preset: str, size: Sequence[int], overrides: dict) -> StepConfig:
+def config_class(method: str) -> type[StepConfig] | type[AttributionConfig]:
+    """The kind of constants that a method has."""
+    return AttributionConfig if method in BASELINES else StepConfig
+
+
+def make_config(
+    method: str, preset: str, size: Sequence[int], overrides: dict
+) -> StepConfig | AttributionConfig:
     """The constants of a method under a preset for clips of `size` (T, H, W); `overrides` win.
+
+    A baseline has two presets: "smoke" takes few samples, all others take the full number.
 
     Raises:
         ValueError: unknown method, preset or constant.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if method not in (*METHODS, *BASELINES):
+        raise ValueError(f"method must be one of {', '.join((*METHODS, *BASELINES))}, got {method!r}")
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    unknown = set(overrides) - set(StepConfig.__dataclass_fields__)
+    kind = config_class(method)
+    unknown = set(overrides) - set(kind.__dataclass_fields__)
     if unknown:
-        known = ", ".join(StepConfig.__dataclass_fields__)
-        raise ValueError(f"unknown constant {', '.join(sorted(unknown))}; StepConfig has {known}")
+        known = ", ".join(kind.__dataclass_fields__)
+        raise ValueError(f"unknown constant {', '.join(sorted(unknown))}; {kind.__name__} has {known}")
+    if kind is AttributionConfig:
+        return _check_attribution(AttributionConfig(**{**(_SMOKE if preset == "smoke" else {}), **overrides}))
     values = {**METHODS[method], **PRESETS[preset]}
     if preset == "released":
         is_step = method.startswith("step")
@@ -175,4 +240,23 @@ def make_config(method: str, preset: str, size: Sequence[int], overrides: dict) 
     ):
         if getattr(config, name) not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
+    return config
+
+
+def _check_attribution(config: AttributionConfig) -> AttributionConfig:
+    for name, allowed in (("cam_weights", ("clip", "frame")), ("perturbation", KINDS)):
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
+    for name in ("rise_masks", "occlusion_steps", "lime_samples", "path_steps", "noise_samples"):
+        if not getattr(config, name) >= 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    for name in ("lime_ridge", "noise", "motion_sigma", "middle_sigma"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+    if not config.heat_sigma >= 0:
+        raise ValueError(f"heat_sigma must not be negative, got {config.heat_sigma}")
+    if not 0 < config.rise_keep < 1:
+        raise ValueError(f"rise_keep must lie in (0, 1), got {config.rise_keep}")
+    if len(config.blocks) != 3 or min(config.blocks) < 1:
+        raise ValueError(f"blocks must be three numbers from 1, over T, H and W, got {config.blocks}")
     return config

@@ -1,11 +1,16 @@
-"""Real data sets: their annotations, read safely.
+"""Data sets as records: the stage, your videos with boxes from a CSV; annotations of UCF101-24, read safely.
 
+>>> records("clips/*.mp4", "boxes.csv", "action", count=8)     # yours; with "": the first 8 of the stage
 >>> videos = read_ucf101_annotations("pyannot.pkl")
 >>> videos["Diving/v_Diving_g01_c01"].tubes[0].boxes.shape     # (frames of the tube, 4)
 """
 
+import csv
+import glob
+import math
 import pickle
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .clips import Record, placement, read_clip
+from .stage import TASKS, Stage
+
 # The 24 classes of UCF101-24 in the order of their numbers.
 UCF101_24 = (
     "Basketball", "BasketballDunk", "Biking", "CliffDiving", "CricketBowling", "Diving", "Fencing",
@@ -21,6 +29,195 @@ UCF101_24 = (
     "SalsaSpin", "SkateBoarding", "Skiing", "Skijet", "SoccerJuggling", "Surfing", "TennisSwing",
     "TrampolineJumping", "VolleyballSpiking", "WalkingWithDog",
 )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------ what lessons ask for
+
+
+def records(
+    clips: str = "",
+    boxes: str = "",
+    task: str = "action",
+    count: int = 8,
+    seed: int = 1,
+    *,
+    frames: int = 16,
+    size: int = 112,
+) -> list[Record]:
+    """Your videos if `clips` says which (`read_records`), else the first `count` test clips of the stage.
+
+    Args:
+        clips, boxes, frames, size: as for `read_records`; of your videos, none of which is left out.
+        task, count, seed: of the stage.
+
+    Raises:
+        ValueError: as `read_records` and `Stage`; `boxes` without `clips`.
+    """
+    if clips:
+        return read_records(clips, boxes or None, frames, size)
+    if boxes:
+        raise ValueError(
+            f"boxes: got {boxes!r} without clips, expected clips to say which videos they are in"
+        )
+    stage = Stage(task, "test", seed, length=count)
+    return [stage[k] for k in range(count)]
+
+
+def networks_of(text: str, task: str) -> list[str]:
+    """Names for `load_network`, set apart by spaces or commas; none: the stage's two families for `task`.
+
+    Raises:
+        ValueError: no name, and no such task.
+    """
+    if names := text.replace(",", " ").split():
+        return names
+    if task not in TASKS:
+        raise ValueError(f"task: got {task!r}, expected one of {sorted(TASKS)}")
+    return [f"stage-{task}-{family}" for family in ("r2plus1d", "vgg16lstm")]
+
+
+# ----------------------------------------------------------------------------------- your own videos
+
+
+@dataclass
+class _Notes:
+    """What a CSV says of one video."""
+
+    boxes: dict[int, list[list[float]]] = field(default_factory=dict)  # by frame number
+    label: int | str | None = None
+    segment: tuple[int, int] | None = None
+
+
+def read_records(
+    pattern: str, boxes: str | Path | None = None, frames: int = 16, size: int = 112, fit: str = "crop"
+) -> list[Record]:
+    """Your own videos as records, in the order of their paths.
+
+    Args:
+        pattern: which videos: a path with `*`, `?` and `**` as usual, such as "clips/*.mp4".
+        boxes: CSV of what is known of them, UTF-8, with a header and the columns `video, frame, x0, y0, x1,
+            y1` and, if you like, `label, start, stop`; others are passed over. `video` is a file name, with
+            or without its ending or folders. `frame` counts from 0. Corners are in pixels of the video as
+            stored and turned upright, right and bottom edge exclusive. A line without frame and corners tells
+            label or segment only. `label` is a class name or (a whole number) its index; `start` and `stop`
+            are the first frame of the labelled part and one past its last; both are told once or more, always
+            the same.
+        frames, size, fit: as for `read_clip`, whose sampling, scaling and cutting the boxes follow. Those of
+            frames that were not sampled are left out, and those outside of the square.
+
+    Returns:
+        records without true mask. `label` and `segment` are None where nothing is told of them (or the
+        segment falls between two sampled frames); `name` is the file's, without its ending.
+
+    Raises:
+        ValueError: no video found; a CSV that cannot be used, with the line and column.
+        ClipError: a video that cannot be read.
+
+    Warns:
+        UserWarning: a video has boxes, but none in a frame that was sampled.
+    """
+    paths = [Path(p) for p in sorted(glob.glob(str(pattern), recursive=True)) if Path(p).is_file()]
+    if not paths:
+        raise ValueError(f"pattern: got {str(pattern)!r}, expected at least one video there")
+    notes = {path: _Notes() for path in paths}
+    if boxes is not None:
+        _read_notes(Path(boxes), notes)
+    stems = [path.stem for path in paths]
+    return [
+        _record(
+            path,
+            notes[path],
+            frames,
+            size,
+            fit,
+            path.stem if stems.count(path.stem) == 1 else path.as_posix(),
+        )
+        for path in paths
+    ]
+
+
+def _record(path: Path, notes: _Notes, frames: int, size: int, fit: str, name: str) -> Record:
+    clip = read_clip(path, frames, size, fit=fit)
+    placed = placement(path, clip, fit)
+    listed = [notes.boxes.get(number, []) for number in placed.frames]
+    found = [torch.tensor(rows, dtype=torch.float32).reshape(len(rows), 4) for rows in listed]
+    if notes.boxes and not any(listed):
+        warnings.warn(
+            f"{path.name}: has boxes, but not in the frames sampled: {sorted(set(placed.frames))}",
+            stacklevel=3,
+        )
+    segment = None
+    if notes.segment:
+        inside = [t for t, n in enumerate(placed.frames) if notes.segment[0] <= n < notes.segment[1]]
+        segment = (inside[0], inside[-1] + 1) if inside else None
+    return Record(clip, notes.label, [placed.boxes(rows, size) for rows in found], None, segment, name)
+
+
+_CORNERS = ("x0", "y0", "x1", "y1")
+
+
+def _read_notes(path: Path, notes: dict[Path, _Notes]) -> None:
+    """Fill `notes` from a CSV."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, skipinitialspace=True, strict=True)
+            columns = [(name or "").strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = columns
+            for name in ("video", "frame", *_CORNERS):
+                if name not in columns:
+                    raise _bad(path, 1, name, columns, "a column of that name")
+            for row in reader:
+                cells = {k: (v or "").strip() for k, v in row.items() if k and not isinstance(v, list)}
+                if any(cells.values()):
+                    _read_note(path, reader.line_num, cells, notes)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"boxes: cannot read {str(path)!r} as CSV ({error})") from error
+
+
+def _bad(path: Path, line: int, column: str, got: Any, expected: str) -> ValueError:
+    return ValueError(f"boxes: {path.name}, line {line}, column {column}: got {got!r}, expected {expected}")
+
+
+def _read_note(path: Path, line: int, cells: dict[str, str], notes: dict[Path, _Notes]) -> None:
+    def number(column: str, whole: bool) -> float:
+        try:
+            value = float(cells.get(column, ""))
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or (whole and (value < 0 or value % 1)):
+            kind = "a whole number of at least 0" if whole else "a number"
+            raise _bad(path, line, column, cells.get(column, ""), kind)
+        return value
+
+    def tell(column: str, before: Any, value: Any) -> Any:
+        if before not in (None, value):
+            raise _bad(path, line, column, value, f"{before!r}, as told before of this video")
+        return value
+
+    wanted = Path(cells["video"])
+    fits = [p for p in notes if wanted.parts and p.parts[-len(wanted.parts) :] == wanted.parts]
+    fits = fits or [p for p in notes if p.stem == cells["video"]]
+    if len(fits) != 1:
+        known = ", ".join(p.name for p in notes)
+        raise _bad(path, line, "video", cells["video"], f"{'only ' if fits else ''}one of {known}")
+    note = notes[fits[0]]
+    if label := cells.get("label"):
+        note.label = tell("label", note.label, int(label) if label.isdecimal() else label)
+    if cells.get("start") or cells.get("stop"):
+        span = int(number("start", True)), int(number("stop", True))
+        if span[0] >= span[1]:
+            raise _bad(path, line, "stop", span[1], f"more than start = {span[0]}")
+        note.segment = tell("start", note.segment, span)
+    if not any(cells[name] for name in ("frame", *_CORNERS)):
+        return
+    frame, box = int(number("frame", True)), [number(name, False) for name in _CORNERS]
+    for low, high in ((0, 2), (1, 3)):
+        if box[high] <= box[low]:
+            raise _bad(path, line, _CORNERS[high], box[high], f"more than {_CORNERS[low]} = {box[low]:g}")
+    note.boxes.setdefault(frame, []).append(box)
+
+
+# ----------------------------------------------------------------------------------------- UCF101-24
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,16 +14,20 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .baselines import attribute, hottest
 from .clips import Clip
-from .config import LITERAL, METHODS, PRESETS, StepConfig, make_config
+from .config import BASELINES, LITERAL, METHODS, PRESETS, AttributionConfig, StepConfig, make_config
 from .engine import Descent, State, untouched
 from .explanation import Explanation, fingerprint, heat_map, versions
 from .networks import Network
+from .perturb import Perturbation
 
 __all__ = [
+    "BASELINES",
     "LITERAL",
     "METHODS",
     "PRESETS",
+    "AttributionConfig",
     "Explanation",
     "SmallestRatio",
     "State",
@@ -51,20 +55,25 @@ def explain(
 ) -> Explanation | list[Explanation]:
     """For each ratio, the mask that keeps so much of the clip and as much of the class as it can.
 
+    A baseline attributes instead: its map is the heat map, and a mask holds the hottest voxels of it.
+
     Args:
         network: wrapped by :class:`steplab.Network`; it is left exactly as it was, whatever happens.
         clip: a Clip, a tensor (3, T, H, W) in [0,1], or several: a list, or a tensor (B, 3, T, H, W).
         target: class name or number; None: the most probable of each clip. One for all clips, or a list.
-        method: step, step-padded, ep3d, ep3d-evenly, ep3d-gaussian-1/2/3, ep3d-second-order.
+        method: step, step-padded, ep3d, ep3d-evenly, ep3d-gaussian-1/2/3, ep3d-second-order; or a baseline:
+            grad-cam, saliency-tubes, excitation-backprop, eb-r, rise, integrated-gradients, smooth-grad,
+            guided-backprop, deconvolution, deep-lift, occlusion, lime, random, middle, motion.
         ratios: preservation ratios, each in (0, 1).
         preset: smoke (seconds; to see that it runs), lesson, paper (2000 iterations) or released (the
-            published demo's reading of the paper).
-        seed: of the small noise that masks start with; the same call gives the same masks on the same device.
+            published demo's reading of the paper). Baselines take few samples in smoke, else the full number.
+        seed: of the small noise that masks start with, or of a baseline's samples; the same call gives the
+            same masks on the same device.
         device: where to compute; default: where the network is.
         progress: show a progress bar.
-        callback: called with a :class:`State` every `callback_every` iterations.
+        callback: called with a :class:`State` every `callback_every` iterations; a baseline has none.
         max_batch: masks in work at once; bounds memory. Default: 1 on a CPU, which is no slower, else 8.
-        overrides: any constant of :class:`StepConfig`.
+        overrides: any constant of :class:`StepConfig`, for a baseline of :class:`AttributionConfig`.
 
     Returns:
         one Explanation, or a list of them if several clips were given.
@@ -85,6 +94,10 @@ def explain(
         work = [(c, v) for c in range(len(clips)) for v in ratios]
         size = max_batch or (1 if device.type == "cpu" else 8)
         found: list[dict] = []
+        if isinstance(config, AttributionConfig):
+            run.bar.reset(total=len(clips))
+            found = [one for i in range(len(clips)) for one in run.attribute(i, method, ratios, size)]
+            work = []
         for i in range(0, len(work), size):
             if run.interrupted:
                 break
@@ -99,7 +112,7 @@ def explain(
         results.append(
             Explanation(
                 masks=masks,
-                heatmap=heat_map(masks, config.heat_sigma),
+                heatmap=mine[0]["heatmap"] if "heatmap" in mine[0] else heat_map(masks, config.heat_sigma),
                 probability=torch.stack([f["probability"] for f in mine]),
                 history=_side_by_side([f["history"] for f in mine]),
                 ratios=ratios[: len(mine)],
@@ -120,7 +133,7 @@ def explain(
     return results[0] if single else results
 
 
-def _settings(network, clip: Clip, device, method, preset, overrides) -> tuple[StepConfig, torch.device]:
+def _settings(network, clip: Clip, device, method, preset, overrides) -> tuple[Any, torch.device]:
     """The constants, with the arithmetic that "auto" comes to, and the device."""
     config = make_config(method, preset, clip.pixels.shape[1:], overrides)
     if device is not None:
@@ -128,7 +141,7 @@ def _settings(network, clip: Clip, device, method, preset, overrides) -> tuple[S
     else:
         first = next(iter(network.module.parameters()), None) if network.module is not None else None
         device = first.device if first is not None else torch.device("cpu")
-    if config.precision == "auto":
+    if isinstance(config, StepConfig) and config.precision == "auto":
         used = "bfloat16" if _bfloat16_pays(network, device) else "float32"
         config = replace(config, precision=used)
     return config, device
@@ -140,7 +153,7 @@ class _Run:
     def __init__(self, network, clips, target, config, device, progress, callback, seed):
         self.network, self.config, self.callback, self.seed = network, config, callback, seed
         self.pixels = torch.stack([c.pixels for c in clips]).to(device)
-        self.reduced = config.precision == "bfloat16"
+        self.reduced = isinstance(config, StepConfig) and config.precision == "bfloat16"
         if self.reduced:
             _reduced_precision(network)
         with torch.no_grad():
@@ -150,7 +163,7 @@ class _Run:
         self.targets = _as_targets(network, target, p)
         self.originals = [float(row[t]) for row, t in zip(p, self.targets, strict=True)]
         self.interrupted = False
-        self.bar = tqdm(disable=not progress, unit="it", leave=False)
+        self.progress, self.bar = progress, tqdm(disable=not progress, unit="it", leave=False)
 
     def score(self, pixels: Tensor) -> Tensor:
         """log Phi, (batch, classes)."""
@@ -159,6 +172,21 @@ class _Run:
         pixels = pixels.contiguous(memory_format=torch.channels_last_3d)
         with torch.autocast(pixels.device.type, torch.bfloat16):
             return self.network.log_probabilities(pixels)
+
+    def attribute(self, clip: int, method: str, ratios: Sequence[float], size: int) -> list[dict]:
+        """What a baseline finds in one clip, for each ratio in the form of `optimise`."""
+        c, pixels, target = self.config, self.pixels[clip : clip + 1], self.targets[clip]
+        self.bar.set_description(f"{method}, clip {clip + 1} of {len(self.pixels)}")
+        heat = attribute(self.network, pixels, target, method, c, self.seed, size, self.progress)
+        masks = hottest(heat, ratios, self.seed)
+        preserve = Perturbation(pixels, c.perturbation, c.blur_sigma)
+        with torch.no_grad():
+            kept = [float(self.score(preserve(m[None].to(pixels)))[0, target].exp()) for m in masks]
+        self.bar.update()
+        facts = {"heatmap": heat, "history": {}, "converged": True}
+        return [
+            {"masks": m, "probability": torch.tensor(p), **facts} for m, p in zip(masks, kept, strict=True)
+        ]
 
     def optimise(self, work: list[tuple[int, float]], start: Tensor | None = None) -> list[dict]:
         """Masks of a group of (clip, ratio), each stopped on its own."""
@@ -215,7 +243,7 @@ def _reached(mean: float, ratio: float, config: StepConfig) -> bool:
 
 
 def _side_by_side(histories: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    length = max(len(h["energy"]) for h in histories)
+    length = max((len(h["energy"]) for h in histories if h), default=0)
     pad = {
         k: [np.pad(h[k], (0, length - len(h[k])), constant_values=np.nan) for h in histories]
         for k in histories[0]
@@ -340,6 +368,8 @@ def smallest_ratio(
     for name, value in (("threshold", threshold), ("tolerance", tolerance)):
         if value is not None and not 0 < value <= 1:
             raise ValueError(f"{name} must lie in (0, 1], got {value}")
+    if method in BASELINES:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}, which finds no masks")
     config, device = _settings(network, clips[0], device, method, preset, overrides)
     with untouched(network, device), torch.inference_mode(False), torch.enable_grad():
         run = _Run(network, clips[:1], target, config, device, progress, None, seed)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import __version__
 from .clips import Clip
-from .config import StepConfig
+from .config import AttributionConfig, StepConfig, config_class
 from .networks import Network
 from .perturb import blur
 
@@ -52,7 +52,7 @@ class Explanation:
     clip: Clip
     method: str
     preset: str
-    config: StepConfig
+    config: StepConfig | AttributionConfig
     seed: int
     versions: dict[str, str]
     fingerprints: dict[str, str]
@@ -117,7 +117,9 @@ class Explanation:
                 raise ValueError("stored without its clip, which must be given: that very one")
             facts |= {"ratios": tuple(facts["ratios"]), "converged": tuple(facts["converged"])}
             maps = {k: tensors[k] for k in ("masks", "heatmap", "probability")}
-            return cls(**maps, history=history, clip=clip, config=StepConfig(**config), **facts)
+            return cls(
+                **maps, history=history, clip=clip, config=config_class(facts["method"])(**config), **facts
+            )
         except Exception as error:
             raise ValueError(f"expected a stored explanation, got {error!r}") from error
 

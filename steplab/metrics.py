@@ -1,18 +1,23 @@
-"""How good is an explanation? Numbers for one clip, and intervals over many.
+"""How good is an explanation? Numbers for one clip or many, and intervals over many.
 
->>> iou = [mask_iou(result.masks[0], record.mask) for result, record in zip(results, records)]
+What needs the network besides the map is in `faithfulness.py`.
+
+>>> iou = mask_iou(torch.stack([r.masks[0] for r in results]), [record.mask for record in records])
 >>> interval(iou)                                   # mean, and where it lies with 95 % confidence
 >>> compare(iou, iou_of_another_method)             # mean paired difference and its interval
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .networks import Network
 from .perturb import perturb
@@ -58,45 +63,234 @@ def compare(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Interval:
     return interval(a - b, level)
 
 
+def over_clips(metric: Callable[..., float]) -> Callable[..., Any]:
+    """Let a metric of one clip take several: maps (B, T, H, W) and a list of truths give B values.
+
+    A truth that is None (nobody knows it) gives NaN. Maps of another shape, and maps that hold a NaN or an
+    infinity, are refused: no order holds among such numbers.
+    """
+    signature = inspect.signature(metric)
+    first, second = (*signature.parameters, "")[:2]
+
+    @functools.wraps(metric)
+    def call(*args, **kwargs):
+        given = signature.bind(*args, **kwargs).arguments
+        maps, truth = given[first], given.get(second, ())
+        if maps.ndim not in (3, 4):
+            raise ValueError(f"{first}: got shape {tuple(maps.shape)}, expected (T, H, W) or (B, T, H, W)")
+        if not torch.isfinite(maps).all():
+            raise ValueError(f"{first}: got NaN or infinite values, expected finite numbers")
+        if maps.ndim == 3:
+            return float("nan") if truth is None else metric(**given)
+        if not second:
+            return np.array([metric(each) for each in maps])
+        if len(truth) != len(maps):
+            raise ValueError(f"{second}: got {len(truth)} entries, expected {len(maps)}, one a clip")
+        pairs = zip(maps, truth, strict=True)
+        return np.array([call(**(given | {first: each, second: its})) for each, its in pairs])
+
+    return call
+
+
+@over_clips
 def pointing_game(
     heatmap: Float[Tensor, "time height width"], boxes: Sequence[Tensor], radius: float = 7
 ) -> float:
-    """S-PT of one clip: the share of frames whose hottest pixel lies within `radius` px of a box.
+    """S-PT: the share of frames whose hottest pixel lies within `radius` px of a box (sec. 4.3).
 
     Args:
+        heatmap: (T, H, W); several clips: (B, T, H, W), then `boxes` is a list of B, and so are the values.
         boxes: of each frame, (n, 4) of x0, y0, x1, y1 in pixels, ends excluded; frames without one do not
             count.
         radius: of the disc round the hottest pixel that has to touch a box.
 
     Returns:
-        0 to 1, NaN if no frame has a box. Of pixels tied for the hottest, the share that hits counts: a
-        constant map scores what a random point does.
+        0 to 1, more is better; NaN if no frame has a box. Of pixels tied for the hottest, the share that hits
+        counts: a constant map scores what a random point does.
 
     Raises:
-        ValueError: not as many boxes as frames.
+        ValueError: not as many boxes as frames; a NaN in the map.
     """
+    hits = _hits(heatmap, boxes, radius)
+    return float(hits.mean())  # of none: NaN
+
+
+def _hits(heatmap: Tensor, boxes: Sequence[Tensor], radius: float) -> Tensor:
+    """Of each frame that has a box, the share of its hottest pixels that are near one."""
     if len(boxes) != len(heatmap):
         raise ValueError(f"boxes: got {len(boxes)} entries, expected {len(heatmap)}, one a frame")
-    hits = []
-    for frame, found in zip(heatmap, boxes, strict=True):
-        if len(found):
-            y, x = (frame == frame.max()).nonzero().to(found.dtype).T[:, :, None]
-            aside = (found[:, 0] - x).clamp(min=0) + (x - (found[:, 2] - 1)).clamp(min=0)
-            above = (found[:, 1] - y).clamp(min=0) + (y - (found[:, 3] - 1)).clamp(min=0)
-            hits.append((aside**2 + above**2 <= radius**2).any(1).float().mean().item())
-    return float(np.mean(hits)) if hits else float("nan")
+    marked = [t for t, found in enumerate(boxes) if len(found)]
+    if not marked:
+        return torch.zeros(0)
+    listed = [boxes[t].to(heatmap.device, torch.float64) for t in marked]
+    frames = heatmap[marked]
+    at, y, x = (frames == frames.amax((1, 2), keepdim=True)).nonzero(as_tuple=True)
+    # frames with fewer boxes than others are filled up with NaN, which is near nothing
+    x0, y0, x1, y1 = pad_sequence(listed, True, float("nan"))[at].unbind(2)
+    aside = (x0 - x[:, None]).clamp(min=0) + (x[:, None] - (x1 - 1)).clamp(min=0)
+    above = (y0 - y[:, None]).clamp(min=0) + (y[:, None] - (y1 - 1)).clamp(min=0)
+    near = (aside**2 + above**2 <= radius**2).any(1)
+    return torch.bincount(at, near.double()) / torch.bincount(at)
 
 
-def mask_iou(mask: Float[Tensor, "time height width"], truth: Bool[Tensor, "time height width"]) -> float:
-    """Intersection over union of the mask above one half and the true one, over the whole clip; 0 to 1."""
-    kept = mask > 0.5
-    return float((kept & truth).sum() / (kept | truth).sum().clamp(min=1))
+class PointingReport(NamedTuple):
+    """S-PT of many videos: `micro` over all frames, means over `videos` and `classes`; `values` of each."""
+
+    micro: Interval
+    videos: Interval
+    classes: Interval
+    values: np.ndarray
+
+    def __str__(self) -> str:
+        return f"frames {self.micro}, videos {self.videos}, classes {self.classes}"
 
 
+def pointing_report(
+    heatmaps: Sequence[Tensor],
+    boxes: Sequence[Sequence[Tensor]],
+    labels: Sequence[int | str],
+    radius: float = 7,
+    level: float = 0.95,
+    draws: int = 4000,
+) -> PointingReport:
+    """S-PT averaged in three ways, each with a bootstrap interval over videos (frames of one hang together).
+
+    Args:
+        heatmaps: of each video, (T, H, W); they may differ in size.
+        boxes: of each video, as for `pointing_game`. A video without any does not count (its value is NaN).
+        labels: the class of each video. A draw in which a class does not occur averages the others.
+
+    Raises:
+        ValueError: lists of unequal lengths, no box at all, or as `pointing_game`.
+    """
+    for name, given in (("boxes", boxes), ("labels", labels)):
+        if len(given) != len(heatmaps):
+            raise ValueError(f"{name}: got {len(given)} entries, expected {len(heatmaps)}, one a video")
+    values = np.array([pointing_game(h, b, radius) for h, b in zip(heatmaps, boxes, strict=True)], float)
+    counts = ~np.isnan(values)
+    if not counts.any():
+        raise ValueError("boxes: got none in any frame of any video, expected at least one")
+    kept, n = values[counts], int(counts.sum())
+    frames = np.array([sum(len(found) > 0 for found in video) for video in boxes])[counts]
+    member = np.array([[label == each for each in dict.fromkeys(labels)] for label in labels], float)[counts]
+    member = member[:, member.any(0)]
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), draws)
+    weights = np.vstack([np.ones(n), drawn])  # of each video in each sample; first: the data themselves
+    with np.errstate(invalid="ignore"):
+        by_class = (weights @ (member * kept[:, None])) / (weights @ member)
+    means = (weights @ (kept * frames) / (weights @ frames), weights @ kept / n, np.nanmean(by_class, 1))
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    micro, videos, classes = (Interval(*map(float, (m[0], *np.quantile(m[1:], tails)))) for m in means)
+    return PointingReport(micro, videos, classes, values)
+
+
+@over_clips
+def temporal_pointing_game(
+    heatmap: Float[Tensor, "time height width"], segment: tuple[int, int] | None
+) -> float:
+    """T-PT: does the hottest voxel's frame lie in the true segment (sec. 4.4)? 1 yes, 0 no; more is better.
+
+    Args:
+        heatmap: (T, H, W); several clips: (B, T, H, W), then `segment` is a list of B.
+        segment: its first frame, and one past its last; None gives NaN.
+
+    Returns:
+        of voxels tied for the hottest, the share in the segment; a constant map scores the segment's length.
+
+    Raises:
+        ValueError: a segment that is empty or outside the clip; a NaN in the map.
+    """
+    first, end = segment or (0, 0)
+    if not 0 <= first < end <= len(heatmap):
+        raise ValueError(f"segment: got {segment}, expected 0 <= first < end <= {len(heatmap)}")
+    ties = (heatmap == heatmap.max()).sum((1, 2))
+    return float(ties[first:end].sum() / ties.sum())
+
+
+def _region(heatmap: Tensor, truth: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """(value, inside the truth?) of every voxel of the frames that count."""
+    if isinstance(truth, Tensor):
+        if truth.dtype != torch.bool or truth.shape != heatmap.shape:
+            got = f"{truth.dtype} of shape {tuple(truth.shape)}"
+            raise ValueError(f"truth: got {got}, expected torch.bool of shape {tuple(heatmap.shape)}")
+        return heatmap.flatten(), truth.flatten()
+    if len(truth) != len(heatmap):
+        raise ValueError(f"truth: got boxes of {len(truth)} frames, expected {len(heatmap)}")
+    y, x = (torch.arange(n, device=heatmap.device) + 0.5 for n in heatmap.shape[1:])
+    inside = torch.zeros_like(heatmap, dtype=torch.bool)
+    for frame, found in zip(inside, truth, strict=True):
+        x0, y0, x1, y1 = found.to(heatmap.device).T[:, :, None]
+        frame |= (((y0 <= y) & (y < y1))[:, :, None] & ((x0 <= x) & (x < x1))[:, None]).any(0)
+    marked = [len(found) > 0 for found in truth]
+    return heatmap[marked].flatten(), inside[marked].flatten()
+
+
+@over_clips
+def energy_pointing(
+    heatmap: Float[Tensor, "time height width"],
+    truth: Bool[Tensor, "time height width"] | Sequence[Tensor] | None,
+) -> float:
+    """Share of the heat inside the truth: sum of h over the truth / sum of h; 0 to 1, more is better.
+
+    Wang et al. 2020, "Score-CAM" (energy-based pointing game). Compare with the truth's share of the clip,
+    which is what a constant map scores; one without any heat counts as constant.
+
+    Args:
+        heatmap: (T, H, W), not negative; several clips: (B, T, H, W), then `truth` is a list of B.
+        truth: True inside, (T, H, W); or of each frame boxes as for `pointing_game`: frames without one do
+            not count. None, or nothing inside, gives NaN.
+
+    Raises:
+        ValueError: negative heat, NaN in the map, a truth of another shape.
+    """
+    if heatmap.min() < 0:
+        raise ValueError(f"heatmap: got values down to {float(heatmap.min()):.3g}, expected none below 0")
+    heat, inside = _region(heatmap.double(), truth)  # type: ignore[arg-type]
+    if not inside.any():
+        return float("nan")
+    return float(heat[inside].sum() / heat.sum() if heat.any() else inside.double().mean())
+
+
+@over_clips
+def rank_accuracy(
+    heatmap: Float[Tensor, "time height width"],
+    truth: Bool[Tensor, "time height width"] | Sequence[Tensor] | None,
+) -> float:
+    """Of the n hottest voxels, n being the truth's size, the share inside it; 0 to 1, more is better.
+
+    Arras et al. 2022, "CLEVR-XAI" (relevance rank accuracy). Among voxels tied for the last places a random
+    choice is expected: a constant map scores the truth's share of the clip. Arguments and errors: as for
+    `energy_pointing`, but any sign will do.
+    """
+    heat, inside = _region(heatmap, truth)  # type: ignore[arg-type]
+    n = int(inside.sum())
+    if not n:
+        return float("nan")
+    last = heat.kthvalue(len(heat) - n + 1).values
+    above, tied = heat > last, heat == last
+    rest = (n - above.sum()) * (tied & inside).sum().double() / tied.sum()
+    return float(((above & inside).sum() + rest) / n)
+
+
+@over_clips
+def mask_iou(
+    mask: Float[Tensor, "time height width"],
+    truth: Bool[Tensor, "time height width"] | Sequence[Tensor] | None,
+) -> float:
+    """Intersection over union of the mask above one half and the true one, over the whole clip.
+
+    0 to 1, more is better; two empty masks score 0 (nothing was found), no truth (None) gives NaN. `truth`
+    may be boxes and both may be of several clips, as for `energy_pointing`.
+    """
+    kept, inside = _region(mask > 0.5, truth)  # type: ignore[arg-type]
+    return float((kept & inside).sum() / (kept | inside).sum().clamp(min=1))
+
+
+@over_clips
 def flicker(masks: Float[Tensor, "time height width"]) -> float:
-    """Mean over t of |S_(t+1) - S_t| / |S_t|, both summed over the frame; 0 for a frozen map.
+    """Mean over t of |S_(t+1) - S_t| / |S_t|, both summed over the frame; 0 for a frozen map, no upper end.
 
-    Frames in which there is nothing are left out; NaN if that leaves none.
+    Frames in which there is nothing are left out; NaN if that leaves none. Several clips: (B, T, H, W).
     """
     change = (masks[1:] - masks[:-1]).abs().sum((1, 2))
     size = masks[:-1].abs().sum((1, 2))

@@ -8,7 +8,6 @@ faster than small 3-D convolutions.
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -81,13 +80,16 @@ class FactoredConv(nn.Module):
         super().__init__()
         self.space = SpatialConv(inputs, outputs, kernel, stride)
         self.space_norm = None if linear else nn.BatchNorm2d(outputs)
+        self.relu = (
+            None if linear else nn.ReLU()
+        )  # each ReLU a module of its own: guided backprop looks for them
         self.time = TemporalConv(outputs, outputs, 3, time_stride)
         self.time_norm = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor, time: int) -> Tensor:
         x = normed(self.space, self.space_norm, x)
-        if self.space_norm is not None:
-            x = torch.relu(x)
+        if self.relu is not None:
+            x = self.relu(x)
         rows = normed(self.time, self.time_norm, self.time.rows(x, time))
         return self.time.images(rows, *x.shape[2:])
 
@@ -100,6 +102,7 @@ class ResidualBlock(nn.Module):
         self.time_stride = time_stride
         self.first = FactoredConv(inputs, outputs, 3, stride, time_stride)
         self.second = FactoredConv(outputs, outputs)
+        self.first_relu, self.last_relu = nn.ReLU(), nn.ReLU()
         self.shortcut = None
         if inputs != outputs or stride != 1 or time_stride != 1:
             self.shortcut = nn.Sequential(
@@ -113,9 +116,9 @@ class ResidualBlock(nn.Module):
             kept = x.unflatten(0, (images, time))[:, :: self.time_stride].flatten(0, 1)
         if self.shortcut is not None:
             kept = normed(self.shortcut[0], self.shortcut[1], kept)  # type: ignore[arg-type]
-        y = torch.relu(self.first(x, time))
+        y = self.first_relu(self.first(x, time))
         time = -(-time // self.time_stride)
-        return torch.relu(self.second(y, time) + kept), time
+        return self.last_relu(self.second(y, time) + kept), time
 
 
 class NarrowR2Plus1D(nn.Module):
@@ -138,6 +141,7 @@ class NarrowR2Plus1D(nn.Module):
         super().__init__()
         self.settings = {"classes": classes, "width": width}
         self.stem = FactoredConv(3, 16, kernel=5, stride=2, linear=True)
+        self.stem_relu = nn.ReLU()
         self.stages = nn.ModuleList(
             [
                 ResidualBlock(16, width, stride=2),
@@ -154,7 +158,7 @@ class NarrowR2Plus1D(nn.Module):
     def features(self, x: Float[Tensor, "batch 3 time height width"]) -> Float[Tensor, "batch channel t h w"]:
         """The last feature map."""
         time = x.shape[2]
-        x = torch.relu(self.stem(fold_time(x), time))
+        x = self.stem_relu(self.stem(fold_time(x), time))
         for stage in self.stages:
             x, time = stage(x, time)
         return self.last_map(unfold_time(x, time))

@@ -6,11 +6,15 @@
 
 Names: `stage-<task>-<family>` (small, trained on the stage, shipped), `kinetics-<torchvision model>`
 (downloaded by torchvision) and `imagenet-consensus` (extra `real`). `available_networks` lists them.
+Your own: "my_module:make_network".
 """
 
 import difflib
 import hashlib
+import importlib
 import json
+import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -201,11 +205,14 @@ def load_network(name_or_path: str | Path) -> Network:
     """A ready network in evaluation mode.
 
     Args:
-        name_or_path: one of `available_networks()`, or the path of a network saved by `save_network` (with or
-            without its ending).
+        name_or_path: one of `available_networks()`, the path of a network saved by `save_network` (with or
+            without its ending), or "my_module:make_network" for a function of your own that takes nothing
+            and returns a `Network`. The module is looked for where Python looks, then in the current folder
+            (which stays on `sys.path`), and **its code runs**: name only modules that you trust.
 
     Raises:
-        ValueError: unknown name, or a file that is damaged or does not match its JSON.
+        ValueError: unknown name, a file that is damaged or does not match its JSON, or a function that is
+            not there, fails or returns something else.
         ImportError: the name needs a package that is not installed; says what to install.
         ConnectionError: the weights must be downloaded and cannot be.
     """
@@ -216,10 +223,12 @@ def load_network(name_or_path: str | Path) -> Network:
         weights = base if base.suffix == ".safetensors" else base.with_name(base.name + ".safetensors")
         if weights.is_file():
             return _load_saved(weights)
+    if re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", name):
+        return _load_own(*name.split(":"))
     known = available_networks()
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
-    raise ValueError(f"name_or_path: no network {name!r}, and no such file; {hint}")
+    raise ValueError(f"name_or_path: no network {name!r}, and no such file; {hint}, or module:function")
 
 
 def save_network(
@@ -268,6 +277,33 @@ def save_network(
     }
     weights.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return weights
+
+
+def _load_own(module: str, function: str) -> Network:
+    """What the user's own function returns. Runs the user's code."""
+    name = f"{module}:{function}"
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # last: a file of yours hides no installed package
+    importlib.invalidate_caches()
+    try:
+        make = getattr(importlib.import_module(module), function, None)
+    except Exception as error:
+        missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        said = f"no module {module!r} here or installed" if missing else f"importing it raised {error!r}"
+        raise ValueError(f"name_or_path: {name}: {said}") from error
+    if not callable(make):
+        raise ValueError(f"name_or_path: {name}: the module has no function {function!r}")
+    try:
+        network = make()
+    except Exception as error:
+        raise ValueError(f"name_or_path: {name}: {function}() raised {error!r}") from error
+    if not isinstance(network, Network):
+        raise ValueError(
+            f"name_or_path: {name}: expected it to return a Network, got {type(network).__name__}"
+        )
+    if network.module is not None:
+        network.module.eval()
+    return network
 
 
 def _load_saved(weights: Path) -> Network:

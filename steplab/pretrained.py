@@ -17,8 +17,8 @@ _KINETICS = {
     "r3d_18": ("R3D_18_Weights", 16, "layer4"),
     "mc3_18": ("MC3_18_Weights", 16, "layer4"),
     "s3d": ("S3D_Weights", 16, "features"),
-    "mvit_v2_s": ("MViT_V2_S_Weights", 16, None),
-    "swin3d_t": ("Swin3D_T_Weights", 16, None),
+    "mvit_v2_s": ("MViT_V2_S_Weights", 16, "blocks.14"),
+    "swin3d_t": ("Swin3D_T_Weights", 16, "norm"),
 }
 CONSENSUS = "imagenet-consensus"
 NAMES = (*(f"kinetics-{name}" for name in _KINETICS), CONSENSUS)

@@ -3,46 +3,121 @@
 >>> run_tables(["00_start_here"], {"preset": "smoke", "seed": 3}, out="runs")
 
 Each notebook's first code cell, tagged `parameters`, lists what may be set: `name: type = value  # meaning`.
+What it hands to `publish` is stored beside it and shown in the index. `paper` holds the published numbers,
+`beside` sets ours next to them.
 """
 
 import ast
 import base64
 import difflib
 import html
+import io
 import json
 import multiprocessing
 import os
+import re
 import time
+import tokenize
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 import pandas as pd
+
+from .comparison import DASH, TableError, beside, paper, reference
+
+__all__ = [
+    "Run",
+    "TableError",
+    "beside",
+    "check_parameters",
+    "find_notebooks",
+    "list_parameters",
+    "paper",
+    "parse_value",
+    "publish",
+    "read_notebook",
+    "read_parameters",
+    "reference",
+    "run_tables",
+    "write_index",
+]
 
 # Kernels talk through files that only their owner can open, not through ports; Windows has no such files.
 KERNELS = {"KernelManager": {"transport": "ipc"}} if os.name == "posix" else {}
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 RUNS = NOTEBOOKS.parent / "runs"
-REFERENCE = NOTEBOOKS.parent / "data" / "reference"  # long runs, stored with the scripts that made them
+PUBLISH = "STEPLAB_PUBLISH"  # environment of a notebook run by run_tables: the folder its tables go to
+_LIST = "published.txt"  # in that folder: names of the files, in the order of publication
+_ROWS = 50  # of a table shown in the index; its CSV has all
+Published = TypeVar("Published")
 
 
-class TableError(ValueError):
-    """A notebook that is not there, or a parameter it does not have or not with such a value."""
+def publish(what: Published, name: str) -> Published:
+    """Pass a table or figure on for display; in a notebook run by `run_tables`, store it as well.
 
+    Stored are `<name>.csv` and `<name>.tex` of a table, `<name>.png` of a figure, each written whole or not
+    at all. Opened by hand, a notebook stores nothing.
 
-def reference(name: str) -> pd.DataFrame:
-    """A stored table of `data/reference`, made by a long run of the script of the same name.
+    Args:
+        what: a pandas DataFrame or a matplotlib Figure.
+        name: of the files: letters, digits, `-` and `_`.
 
     Raises:
-        TableError: there is none of that name.
+        TableError: another kind of thing or of name.
     """
-    path = REFERENCE / f"{name}.csv"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in REFERENCE.glob("*.csv")))
-        raise TableError(f"name: got {name!r}, expected one of {known}")
-    return pd.read_csv(path)
+    from matplotlib.figure import Figure
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", name):
+        raise TableError(f"name: got {name!r}, expected letters, digits, - and _, at most 80")
+    if not isinstance(what, pd.DataFrame | Figure):
+        raise TableError(f"what: got {type(what).__name__}, expected a DataFrame or a matplotlib Figure")
+    if not (folder := os.environ.get(PUBLISH)):
+        return what
+    if isinstance(what, pd.DataFrame):
+        index = not isinstance(what.index, pd.RangeIndex)
+        flat = what.copy()
+        if what.columns.nlevels > 1:
+            flat.columns = [" | ".join(filter(None, map(str, column))) for column in what.columns]
+        files = {".csv": flat.to_csv(index=index).encode(), ".tex": _latex(what, index).encode()}
+    else:
+        file = io.BytesIO()
+        what.savefig(file, format="png", dpi=150, bbox_inches="tight")
+        files = {".png": file.getvalue()}
+    for suffix, data in files.items():
+        _write(Path(folder) / f"{name}{suffix}", data)
+        with (Path(folder) / _LIST).open("a") as listed:
+            listed.write(f"{name}{suffix}\n")
+    return what
+
+
+def _latex(table: pd.DataFrame, index: bool) -> str:
+    text = table.to_latex(index=index, escape=True, float_format="%.4g", na_rep="--", multicolumn_format="c")
+    for sign, code in {
+        DASH: "--",
+        "Δ": r"$\Delta$",
+        "Φ": r"$\Phi$",
+        "λ": r"$\lambda$",
+        "±": r"$\pm$",
+    }.items():
+        text = text.replace(sign, code)  # which LaTeX's usual fonts lack
+    return text
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Under another name first, then renamed: a reader finds all of it, or what was there before."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -52,6 +127,7 @@ class Parameter:
     name: str
     type: str  # as annotated, or the default's type where nothing is annotated
     default: Any
+    meaning: str = ""  # the comment behind it
 
 
 @dataclass
@@ -64,7 +140,7 @@ class Run:
     seconds: float = 0.0
     error: str = ""  # empty when all went well
     picture: str = ""  # its first figure, as a data URI
-    files: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)  # page, notebook, what it published; seen from the index
 
 
 def read_notebook(path: Path) -> dict:
@@ -93,8 +169,12 @@ def read_parameters(path: Path) -> dict[str, Parameter]:
     else:
         raise TableError(f"notebook: {path.name} has no code cell tagged 'parameters'")
     found = {}
+    source = "".join(cell["source"])
     try:
-        for line in ast.parse("".join(cell["source"])).body:
+        lines = ast.parse(source).body
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        comments = {t.end[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+        for line in lines:
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value:
                 name, kind, value = line.target.id, ast.unparse(line.annotation), line.value
             elif isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
@@ -102,7 +182,8 @@ def read_parameters(path: Path) -> dict[str, Parameter]:
             else:
                 raise ValueError(f"line {line.lineno} sets no parameter")
             default = ast.literal_eval(value)
-            found[name] = Parameter(name, kind or type(default).__name__, default)
+            meaning = comments.get(line.end_lineno or 0, "")
+            found[name] = Parameter(name, kind or type(default).__name__, default, meaning)
     except (SyntaxError, ValueError) as error:
         raise TableError(f"notebook: {path.name}: parameters cell: {error}") from error
     return found
@@ -116,33 +197,51 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def check_parameters(path: Path, given: Mapping[str, Any]) -> None:
-    """Refuse what a notebook does not declare, before it runs: the runner itself would only warn.
+def list_parameters(folder: Path = NOTEBOOKS) -> str:
+    """What can be set in which notebook, as text: name, type, default, and what it means."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for path in sorted(folder.glob("*.ipynb")):
+        for p in read_parameters(path).values():
+            found.setdefault((p.name, f"{p.type} = {p.default!r}", p.meaning), []).append(path.stem)
+    lines = ["parameters of the notebooks:"]
+    for (name, value, meaning), names in sorted(found.items()):
+        lines += [f"  {name}: {value}  # {meaning}", f"      in {', '.join(names)}"]
+    return "\n".join(lines)
+
+
+def check_parameters(paths: Iterable[Path], given: Mapping[str, Any]) -> dict[Path, dict[str, Any]]:
+    """What of `given` each notebook takes; refuses the rest before anything runs: the runner would only warn.
 
     Raises:
-        TableError: an unknown name, or a value of another type than the default's.
+        TableError: a name that none of the notebooks declares, or a value of another type than the default's.
     """
-    known = read_parameters(path)
+    known = {path: read_parameters(path) for path in paths}
+    names = sorted({name for declared in known.values() for name in declared})
     for name, value in given.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TableError(
-                f"parameters: {path.stem} has no {name!r}, expected one of {sorted(known)}{hint}"
-            )
-        default = known[name].default
-        same = isinstance(value, bool) == isinstance(default, bool) and (
-            isinstance(value, type(default))
-            or (isinstance(default, float) and isinstance(value, int))
-            or (isinstance(default, list | tuple) and isinstance(value, list | tuple))
-        )
-        optional = default is None or (value is None and "None" in known[name].type)
-        if not (same or optional):
-            raise TableError(f"parameters: {path.stem}: {name}: got {value!r}, expected {known[name].type}")
+            where = f"{next(iter(known)).stem} has no" if len(known) == 1 else "no notebook has"
+            raise TableError(f"parameters: {where} {name!r}, expected one of {names}{hint}")
+        for path, declared in known.items():
+            if name in declared and not _fits(value, declared[name]):
+                kind = declared[name].type
+                raise TableError(f"parameters: {path.stem}: {name}: got {value!r}, expected {kind}")
+    return {path: {n: v for n, v in given.items() if n in declared} for path, declared in known.items()}
+
+
+def _fits(value: Any, parameter: Parameter) -> bool:
+    default = parameter.default
+    same = isinstance(value, bool) == isinstance(default, bool) and (
+        isinstance(value, type(default))
+        or (isinstance(default, float) and isinstance(value, int))
+        or (isinstance(default, list | tuple) and isinstance(value, list | tuple))
+    )
+    return same or default is None or (value is None and "None" in parameter.type)
 
 
 def find_notebooks(names: Iterable[str] = (), folder: Path = NOTEBOOKS) -> list[Path]:
-    """Paths of the notebooks named (by name or path), or of all in the folder.
+    """Paths of the notebooks named (by name, its number or path), or of all in the folder.
 
     Raises:
         TableError: one of them is not there.
@@ -155,7 +254,12 @@ def find_notebooks(names: Iterable[str] = (), folder: Path = NOTEBOOKS) -> list[
     found = []
     for name in names:
         path = next(
-            (p for p in [*here, Path(name)] if name in (p.stem, p.name, str(p)) and p.is_file()), None
+            (
+                p
+                for p in [*here, Path(name)]
+                if name in (p.stem, p.name, str(p), p.stem.split("_")[0]) and p.is_file()
+            ),
+            None,
         )
         if path is None:
             near = difflib.get_close_matches(name, [p.stem for p in here], 1)
@@ -173,38 +277,54 @@ def run_tables(
     folder: Path = NOTEBOOKS,
     timeout: int = 3600,
 ) -> list[Run]:
-    """Execute notebooks with parameters and write `out/<name>.ipynb`, `out/<name>.html` and `out/index.html`.
+    """Execute notebooks with parameters; write `out/<name>/`, and `out/index.html` that shows it all.
 
-    A failing notebook does not stop the others; its error is in the index and in the run returned.
+    `out/<name>/` holds the executed notebook, the same as a page, and what it gave to `publish`. A failing
+    notebook does not stop the others; its error is in the index and in the run returned. The index also shows
+    what earlier calls left in `out`. Relative paths in parameters are seen from the current folder.
 
     Args:
-        names: notebooks by name or path; all of `folder` by default.
-        parameters: values for the parameters cell, the same for each notebook.
+        names: notebooks by name, number or path; all of `folder` by default.
+        parameters: values for the parameters cells; each notebook gets those that it declares.
         jobs: how many run at once, each in a process of its own.
         timeout: seconds one cell may take.
 
     Raises:
-        TableError: before anything runs, for an unknown notebook or parameter, or a value of the wrong type.
+        TableError: before anything runs, for an unknown notebook, a parameter that none of them declares, or
+            a value of the wrong type.
     """
-    parameters = dict(parameters or {})
-    paths = find_notebooks(names, folder)
-    for path in paths:
-        check_parameters(path, parameters)
+    taken = check_parameters(find_notebooks(names, folder), parameters or {})
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     runs = []
     # Processes, not threads: the runner changes the working directory, which threads share.
     with ProcessPoolExecutor(max(1, jobs), mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = [pool.submit(_run_one, path, out.resolve(), parameters, timeout) for path in paths]
+        waiting = {pool.submit(_run_one, p, out.resolve(), given, timeout): p for p, given in taken.items()}
         for done in as_completed(waiting):
-            run = done.result()
+            try:
+                run = done.result()
+            except BrokenExecutor:  # killed from outside, or out of memory
+                name = waiting[done].stem
+                run = Run(name, name, {}, error="the process that ran it was killed")
             runs.append(run)
             print(
                 f"{run.name}: {'FAILED: ' + run.error if run.error else 'done'} ({run.seconds:.0f} s)",
                 flush=True,
             )
-            write_index(sorted(runs, key=lambda r: r.name), out)
+            write_index([*_earlier(out, {path.stem for path in taken}), *runs], out)
     return sorted(runs, key=lambda r: r.name)
+
+
+def _earlier(out: Path, names: set[str]) -> list[Run]:
+    """What earlier calls left, other than `names`."""
+    found = []
+    for path in out.glob("*/run.json"):
+        try:
+            if path.parent.name not in names:
+                found.append(Run(**json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError):
+            continue  # not one of ours
+    return found
 
 
 def _run_one(path: Path, out: Path, parameters: dict[str, Any], timeout: int) -> Run:
@@ -215,15 +335,20 @@ def _run_one(path: Path, out: Path, parameters: dict[str, Any], timeout: int) ->
     notebook = read_notebook(path)
     shown = {p.name: parameters.get(p.name, p.default) for p in read_parameters(path).values()}
     run = Run(path.stem, _title(notebook) or path.stem, shown)
-    result = out / path.name
+    out = out / path.stem
+    out.mkdir(exist_ok=True)
+    for name in (*_published(out), _LIST, "run.json"):
+        (out / name).unlink(missing_ok=True)
+    os.environ[PUBLISH] = str(out)
+    result, part = out / path.name, out / f".{path.name}"
     start = time.perf_counter()
     for attempt in (1, 2):
         try:
             papermill.execute_notebook(
                 str(path),
-                str(result),
+                str(part),
                 parameters,
-                cwd=str(path.parent),
+                cwd=os.getcwd(),
                 kernel_name="python3",
                 progress_bar=False,
                 config=Config(KERNELS),
@@ -231,7 +356,7 @@ def _run_one(path: Path, out: Path, parameters: dict[str, Any], timeout: int) ->
                 store_widget_state=False,  # it would not survive reopening, and is large
             )
         except papermill.PapermillExecutionError as error:
-            run.error = f"cell {error.cell_index}: {error.ename}: {error.evalue}"
+            run.error = f"{error.ename}: {error.evalue}"
         except RuntimeError as error:  # two kernels starting at once can race for a port
             run.error = f"{type(error).__name__}: {error}"
             if attempt == 1 and "Kernel" in str(error):
@@ -242,11 +367,30 @@ def _run_one(path: Path, out: Path, parameters: dict[str, Any], timeout: int) ->
             run.error = ""
         break
     run.seconds = time.perf_counter() - start
-    if result.exists():
-        run.files = [result.name]
-        run.picture = _first_picture(read_notebook(result))
-        run.files.insert(0, _to_html(result).name)
+    if part.exists():
+        os.replace(part, result)
+        executed = read_notebook(result)
+        run.picture = _first_picture(executed)
+        run.error = run.error and f"{_stopped(executed)}{run.error}"
+        run.files = [f"{out.name}/{name}" for name in (_to_html(result).name, result.name, *_published(out))]
+    _write(out / "run.json", json.dumps(asdict(run), default=repr).encode())
     return run
+
+
+def _published(folder: Path) -> list[str]:
+    """Names of the files that a notebook published there, in that order, each once."""
+    listed = folder / _LIST
+    names = dict.fromkeys(listed.read_text().split()) if listed.is_file() else {}
+    return [n for n in names if re.fullmatch(r"[\w-]+\.(csv|tex|png)", n) and (folder / n).is_file()]
+
+
+def _stopped(notebook: dict) -> str:
+    """Where an executed notebook stopped: the number shown beside the cell, and the cell's first line."""
+    for cell in notebook["cells"]:
+        if cell["metadata"].get("papermill", {}).get("status") in ("failed", "running"):
+            first = next(filter(None, map(str.strip, "".join(cell["source"]).splitlines())), "")
+            return f"cell [{cell.get('execution_count') or '*'}] {first!r}: "
+    return ""
 
 
 def _to_html(path: Path) -> Path:
@@ -256,7 +400,7 @@ def _to_html(path: Path) -> Path:
     exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="")
     body, _ = exporter.from_filename(str(path))
     page = path.with_suffix(".html")
-    page.write_text(body, encoding="utf-8")
+    _write(page, body.encode())
     return page
 
 
@@ -283,25 +427,43 @@ _STYLE = """
 body { font: 16px/1.5 sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222 }
 article { border-top: 1px solid #ccc; padding: 1rem 0 } h2 { margin: 0 0 .3rem } img { max-width: 100% }
 .note { color: #666; font-size: .9rem } .failed { color: #a11 } code { overflow-wrap: anywhere }
+figure { margin: 1rem 0; overflow-x: auto } figcaption { font-weight: bold }
+table { border-collapse: collapse; font-size: .85rem }
+td, th { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: left }
 """
 
 
 def write_index(runs: Iterable[Run], out: str | Path) -> Path:
-    """Write `index.html`: each run's title, first figure, parameters, time, files, and error if it failed."""
+    """Write `index.html`: of each run its title, tables, figures, parameters, time, files, and any error."""
     parts = []
-    for run in runs:
-        e = {"title": html.escape(run.title), "name": html.escape(run.name), "error": html.escape(run.error)}
+    for run in sorted(runs, key=lambda r: r.name):
         settings = ", ".join(f"{html.escape(k)} = {html.escape(repr(v))}" for k, v in run.parameters.items())
-        links = " · ".join(f'<a href="{html.escape(f)}">{html.escape(f)}</a>' for f in run.files)
-        parts.append(f"<article><h2>{e['title']}</h2>")
+        links = " · ".join(f'<a href="{quote(f)}">{html.escape(Path(f).name)}</a>' for f in run.files)
+        parts.append(f"<article><h2>{html.escape(run.title)}</h2>")
         if run.error:
-            parts.append(f'<p class="failed">failed: {e["error"]}</p>')
-        if run.picture:
-            parts.append(f'<img alt="first figure of {e["name"]}" src="{run.picture}">')
+            parts.append(f'<p class="failed">failed: {html.escape(run.error)}</p>')
+        shown = [figure for name in run.files if (figure := _figure(Path(out), name))]
+        if run.picture and not shown:
+            name = html.escape(run.name)
+            shown = [f'<img alt="first figure of {name}" src="{html.escape(run.picture)}">']
+        parts += shown
         parts.append(f"<p>{links}</p>")
         parts.append(f'<p class="note">{run.seconds:.0f} s with <code>{settings}</code></p></article>')
     head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>steplab tables</title>'
     head += f"<style>{_STYLE}</style>"
     page = Path(out) / "index.html"
-    page.write_text(head + "<h1>steplab tables</h1>" + "\n".join(parts) + "</html>\n", encoding="utf-8")
+    _write(page, (head + "<h1>steplab tables</h1>" + "\n".join(parts) + "</html>\n").encode())
     return page
+
+
+def _figure(out: Path, name: str) -> str:
+    """A published table or picture as HTML; nothing for other files."""
+    path, label = out / name, html.escape(Path(name).stem)
+    if path.suffix == ".png":
+        return f'<figure><figcaption>{label}</figcaption><img alt="{label}" src="{quote(name)}"></figure>'
+    if path.suffix != ".csv" or not path.is_file():
+        return ""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    rest = f'<p class="note">and {len(table) - _ROWS} more rows</p>' if len(table) > _ROWS else ""
+    body = table.head(_ROWS).to_html(index=False, border=0)  # escapes what is in it
+    return f"<figure><figcaption>{label}</figcaption>{body}{rest}</figure>"

@@ -97,6 +97,7 @@ class VGGLSTM(nn.Module):
         self.fc7 = nn.Linear(fc[0], fc[1])
         self.lstm = ReLULSTM(fc[1], hidden)
         self.fc8 = nn.Linear(hidden, classes)
+        self.relu6, self.relu7 = nn.ReLU(), nn.ReLU()
         self.dropout = nn.Dropout(dropout)
         self.detach_state = detach_state
         self.plays = plays
@@ -106,8 +107,8 @@ class VGGLSTM(nn.Module):
     ) -> Float[Tensor, "batch time classes"]:
         """Class scores of every step, before the soft-max."""
         maps = self.features(fold_time(x)).flatten(1)
-        fc6 = self.dropout(torch.relu(self.fc6(maps)))
-        fc7 = self.dropout(torch.relu(self.fc7(fc6)))
+        fc6 = self.dropout(self.relu6(self.fc6(maps)))
+        fc7 = self.dropout(self.relu7(self.fc7(fc6)))
         steps = fc7.unflatten(0, (x.shape[0], x.shape[2])).repeat(1, self.plays, 1)
         h = self.lstm(steps, self.training and self.detach_state)[:, -x.shape[2] :]
         return self.fc8(self.dropout(h))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from steplab import study
+from steplab import store, study
 from steplab.clips import Clip
 from steplab.networks import Affine, Network
 from steplab.study import explain_once
@@ -65,7 +65,7 @@ def test_whatever_is_asked_otherwise_is_found_anew(network, clip, tmp_path, call
 
 def test_another_engine_another_answer(network, clip, tmp_path, calls, monkeypatch):
     explain_once(network, clip, store=tmp_path, **ASK)
-    monkeypatch.setattr(study, "_code", lambda: "changed")
+    monkeypatch.setattr(store, "engine_code", lambda: "changed")
     explain_once(network, clip, store=tmp_path, **ASK)
     assert len(calls) == 2
 
