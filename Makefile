@@ -8,9 +8,12 @@ PIP := $(if $(UV),$(UV) pip install --quiet --quiet --python $(BIN)/python,$(BIN
 USE := $(VENV)/.ready-to-use
 TEST := $(VENV)/.ready-to-test
 PORT ?= 8888
-# What `make tables` runs and with what: make tables NOTEBOOKS=00_start_here SET="preset=smoke seed=3"
+# What `make tables` runs, with what, and how many at a time:
+# make tables NOTEBOOKS="06 07" PRESET=lesson SET="seed=3 clips=films/*.mp4 boxes=boxes.csv" JOBS=2
 NOTEBOOKS ?=
+PRESET ?=
 SET ?=
+JOBS ?= 1
 # What `make train` trains: make train NETWORKS=stage-action-r2plus1d
 NETWORKS ?=
 # Arguments for pytest: make test ARGS="-k clips"
@@ -27,7 +30,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
 help:
 	@echo "make lab      open the lessons in JupyterLab (port $(PORT), or PORT=...)"
-	@echo "make tables   run every notebook anew into runs/ and write runs/index.html (NOTEBOOKS=..., SET=...)"
+	@echo "make tables   run every notebook anew into runs/ and write runs/index.html (NOTEBOOKS=, PRESET=, SET=, JOBS=)"
 	@echo "make train    train the small networks anew (NETWORKS=name ...)"
 	@echo "make bench    measure the engine's speed on this machine"
 	@echo "make test     lint, types, tests, notebooks (ARGS=... for pytest)"
@@ -56,7 +59,7 @@ lab: $(USE)
 
 tables: $(USE)
 	@echo "Running notebooks into runs/ ..."
-	@$(BIN)/python -m steplab tables $(NOTEBOOKS) $(foreach s,$(SET),--set '$(s)')
+	@$(BIN)/python -m steplab tables $(NOTEBOOKS) --jobs $(JOBS) $(if $(PRESET),--set 'preset=$(PRESET)') $(foreach s,$(SET),--set '$(s)')
 
 train: $(USE)
 	@echo "Training $(or $(NETWORKS),all networks) into data/networks/ ..."

@@ -332,6 +332,7 @@ class SmallestRatio:
         probability: what the mask of `ratio` keeps.
         mask: (T, H, W), that mask.
         tried: (ratio, probability) of each step, in order.
+        interrupted: True if the keyboard stopped the search.
     """
 
     ratio: float
@@ -339,6 +340,7 @@ class SmallestRatio:
     probability: float
     mask: Float[Tensor, "time height width"]
     tried: tuple[tuple[float, float], ...]
+    interrupted: bool = False
 
 
 def smallest_ratio(
@@ -386,4 +388,5 @@ def smallest_ratio(
                 low = middle
         run.bar.close()
     # `high` was shown to do; the true a* lies in (low, high]
-    return SmallestRatio(high, goal, float(best["probability"]), best["masks"], tuple(tried))
+    found = float(best["probability"])
+    return SmallestRatio(high, goal, found, best["masks"], tuple(tried), run.interrupted)

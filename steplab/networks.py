@@ -228,7 +228,9 @@ def load_network(name_or_path: str | Path) -> Network:
     known = available_networks()
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
-    raise ValueError(f"name_or_path: no network {name!r}, and no such file; {hint}, or module:function")
+    raise ValueError(
+        f"name_or_path: no network {name!r}, and no such file; {hint}, or my_module:make_network"
+    )
 
 
 def save_network(

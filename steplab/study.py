@@ -241,6 +241,7 @@ class Study:
             raise ValueError(f"workers: got {workers} with a cluster, expected one or the other")
         away = cluster is not None or workers > 1
         networks = {k: _packed(k, v) if away else self.networks[k] for k, v in self._given.items()}
+        self.store.flush()
         self._errors, grid = {}, self._grid(self.networks, self.records)
         todo = deque((cell, 0) for cell in grid if self._missing(cell))
         bar = tqdm(
@@ -435,6 +436,7 @@ def pivot(table: pd.DataFrame, metric: str) -> Pivot:
         for name, value in zip(Pivot._fields, (*found, len(known), shown), strict=True):
             parts[name].setdefault((dataset, network), {})[method] = value
     frames = [pd.DataFrame(columns) for columns in parts.values()]
+    frames[-2:] = frames[-2].fillna(0).astype(int), frames[-1].fillna("–")
     for frame in frames:
         frame.index.name, frame.columns.names = "method", ["dataset", "network"]
     return Pivot(*frames)

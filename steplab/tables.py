@@ -27,9 +27,13 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from .comparison import DASH, TableError, beside, paper, reference
+from .comparison import DASH, REFERENCE, TableError, beside, paper, reference
 
 __all__ = [
+    "NOTEBOOKS",
+    "PUBLISH",
+    "REFERENCE",
+    "RUNS",
     "Run",
     "TableError",
     "beside",

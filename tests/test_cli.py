@@ -159,6 +159,87 @@ def test_ctrl_c_ends_without_a_traceback(colours, video, tmp_path, capfd, monkey
     assert capfd.readouterr().err.strip() == "steplab: interrupted"
 
 
+def test_a_failing_notebook_is_named_with_its_cell(tmp_path, capfd):
+    from test_tables import notebook
+
+    path = notebook(tmp_path / "wrong.ipynb", "fine = 1", "1 / 0", parameters="seed: int = 0")
+    assert main(["tables", str(path), "--set", "seed=3", "--out", str(tmp_path / "out")]) == 1
+    printed = capfd.readouterr()
+    assert printed.err.splitlines()[-1] == (
+        "steplab: 1 of 1 failed: wrong: cell [4] '1 / 0': ZeroDivisionError: division by zero"
+    )
+    assert printed.out.splitlines()[-1] == f"wrote {tmp_path / 'out' / 'index.html'}"
+
+
+def test_help_lists_the_parameters_of_the_notebooks(capfd):
+    with pytest.raises(SystemExit) as exit:
+        main(["tables", "--help"])
+    assert exit.value.code == 0
+    lines = [line.strip() for line in capfd.readouterr().out.splitlines()]
+    preset = next(line for line in lines if line.startswith("preset: str = 'lesson'  # "))
+    assert "00_start_here" in lines[lines.index(preset) + 1]
+    with pytest.raises(SystemExit):
+        main(["explain", "--help"])
+    assert "preset: str" not in capfd.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------- own networks
+
+OWN = """
+import steplab as sl
+
+def make_network():
+    import torch
+    return sl.Network(torch.nn.Dropout(), ("a", "b"))
+
+def fails():
+    raise RuntimeError("no weights here")
+
+def other():
+    return 3
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder with modules of one's own, in which one stands."""
+    (tmp_path / "own_module.py").write_text(OWN)
+    (tmp_path / "own_broken.py").write_text("import nowhere_to_be_found")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    for name in ("own_module", "own_broken"):
+        sys.modules.pop(name, None)
+
+
+def test_a_network_of_ones_own_is_loaded_and_put_to_work(own):
+    network = sl.load_network("own_module:make_network")
+    assert network.classes == ("a", "b") and not network.module.training
+    assert sys.path[-1] == str(own) and sys.path[0] != str(own)  # last: it hides nothing installed
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("own_modul:make_network", "no module 'own_modul' here or installed"),
+        ("own_broken:make_network", "importing it raised ModuleNotFoundError.*nowhere_to_be_found"),
+        ("own_module:make_networks", "no function 'make_networks'"),
+        ("own_module:number", "no function 'number'"),
+        ("own_module:fails", r"fails\(\) raised RuntimeError\('no weights here'\)"),
+        ("own_module:other", "expected it to return a Network, got int"),
+        ("own module:f", "no network 'own module:f'.*my_module:make_network"),
+    ],
+)
+def test_own_networks_that_cannot_be_used_are_told_in_one_line(own, capfd, name, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        sl.load_network(name)
+    assert (caught.value.__cause__ is not None) == ("raised" in words or "no module" in words)
+    assert main(["explain", "x.mp4", "--network", name]) == 2
+    assert len(capfd.readouterr().err.strip().splitlines()) == 1
+
+
 def test_it_runs_as_a_module():
     done = subprocess.run(
         [sys.executable, "-m", "steplab", "--version"], cwd=ROOT, capture_output=True, text=True

@@ -1,6 +1,7 @@
 """Closed forms and corner cases of the numbers that grade explanations."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -56,6 +57,172 @@ def test_a_constant_map_scores_what_chance_does():
     assert metrics.pointing_game(two, [box]) == 0.5, "two hottest pixels, one of them hits"
 
 
+def scenes(count=6, time=4, size=24, seed=0):
+    """Maps with ties, and boxes: none, one or several a frame."""
+    rng = np.random.default_rng(seed)
+    heat = torch.tensor(rng.integers(0, 40, (count, time, size, size)), dtype=torch.float32)
+    boxes = []
+    for _ in range(count):
+        corners = [rng.integers(0, size - 5, (rng.integers(0, 3), 2)) for _ in range(time)]
+        ends = [c + rng.integers(2, 6, c.shape) for c in corners]
+        boxes.append([torch.tensor(np.hstack(pair)) for pair in zip(corners, ends, strict=True)])
+    return heat, boxes
+
+
+def inside(boxes, size=24):
+    truth = torch.zeros(len(boxes), size, size, dtype=torch.bool)
+    for frame, found in zip(truth, boxes, strict=True):
+        for x0, y0, x1, y1 in found:
+            frame[y0:y1, x0:x1] = True
+    return truth
+
+
+def test_pointing_is_torchrays():
+    game = pytest.importorskip("torchray.benchmark.pointing_game").PointingGame(1, 3)
+    heat, boxes = scenes()
+    for clip, its in zip(heat, boxes, strict=True):
+        expected = []
+        for frame, mask, found in zip(clip, inside(its), its, strict=True):
+            ties = (frame == frame.max()).nonzero().tolist()
+            if len(found):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    expected.append(np.mean([game.evaluate(mask, (x, y)) == 1 for y, x in ties]))
+        # their disc is open, so its last pixel is ours at a radius a little smaller
+        ours = metrics.pointing_game(clip, its, 2.999)
+        assert ours == pytest.approx(np.mean(expected) if expected else math.nan, nan_ok=True)
+
+
+def test_several_clips_at_once_are_each_on_its_own():
+    heat, boxes = scenes()
+    truths: list = [inside(b) for b in boxes]
+    truths[2], boxes[4] = None, [torch.zeros(0, 4)] * 4
+    segments = [(0, 1), None, (1, 3), (2, 4), (0, 4), (0, 2)]
+    for metric, given in (
+        (metrics.pointing_game, boxes),
+        (metrics.temporal_pointing_game, segments),
+        (metrics.energy_pointing, truths),
+        (metrics.energy_pointing, boxes),
+        (metrics.rank_accuracy, truths),
+        (metrics.mask_iou, truths),
+    ):
+        found = metric(heat, given)
+        alone = [metric(clip, its) for clip, its in zip(heat, given, strict=True)]
+        assert isinstance(alone[0], float) and found.shape == (6,)
+        np.testing.assert_array_equal(found, alone)
+        assert np.isnan(found).sum() == 1, "nobody knows: NaN"
+        with pytest.raises(ValueError, match="got 5 entries, expected 6, one a clip"):
+            metric(heat, given[:5])
+        broken = heat.clone()
+        broken[1, 2, 3, 4] = float("nan")
+        for wrong in (broken, broken[1]):
+            with pytest.raises(ValueError, match="got NaN or infinite"):
+                metric(wrong, given if wrong.ndim == 4 else given[0])
+        with pytest.raises(ValueError, match=r"got shape \(24, 24\), expected \(T, H, W\) or"):
+            metric(heat[0, 0], given)
+    assert metrics.flicker(heat).tolist() == [metrics.flicker(clip) for clip in heat]
+    np.testing.assert_array_equal(
+        metrics.pointing_game(heat, boxes=boxes, radius=2), metrics.pointing_game(heat, boxes, 2)
+    )
+
+
+def test_temporal_pointing():
+    heat = torch.zeros(6, 8, 8)
+    heat[3, 5, 5] = 2
+    assert (
+        metrics.temporal_pointing_game(heat, (3, 4)) == 1
+        and metrics.temporal_pointing_game(heat, (0, 3)) == 0
+    )
+    heat[4, :2, 0] = 2
+    assert metrics.temporal_pointing_game(heat, (4, 6)) == pytest.approx(2 / 3), "two of three tied voxels"
+    assert metrics.temporal_pointing_game(heat * 0, (1, 3)) == pytest.approx(2 / 6), "chance"
+    for wrong in ((2, 2), (-1, 3), (4, 7)):
+        with pytest.raises(ValueError, match="segment: got .* <= 6"):
+            metrics.temporal_pointing_game(heat, wrong)
+
+
+def test_energy_and_rank_by_hand():
+    heat = torch.tensor([[[4.0, 3, 3], [3, 1, 0]], [[0, 2, 0], [0, 0, 0]]])
+    truth = torch.zeros(2, 2, 3, dtype=torch.bool)
+    truth[0, 0, :2] = True  # 4 and one of three 3s
+    assert metrics.energy_pointing(heat, truth) == pytest.approx(7 / 16)
+    assert metrics.rank_accuracy(heat, truth) == pytest.approx((1 + 1 / 3) / 2), "the tied place is drawn"
+    box, none = torch.tensor([[0.0, 0, 2, 1]]), torch.zeros(0, 4)
+    assert metrics.energy_pointing(heat, [box, none]) == pytest.approx(7 / 14), (
+        "no box: the frame does not count"
+    )
+    assert metrics.rank_accuracy(heat, [box, none]) == metrics.rank_accuracy(heat, truth)
+    assert metrics.mask_iou((heat > 2).float(), [box, none]) == pytest.approx(2 / 4)
+    for metric in (metrics.energy_pointing, metrics.rank_accuracy):
+        for flat in (heat * 0, heat * 0 + 3):
+            assert metric(flat, truth) == pytest.approx(2 / 12), "a constant map scores the truth's share"
+        assert metric(truth.float(), truth) == 1 and metric(1 - truth.float(), truth) == 0
+        assert math.isnan(metric(heat, truth & False)) and math.isnan(metric(heat, [none, none]))
+        with pytest.raises(ValueError, match=r"truth: got torch.bool of shape \(1, 2, 3\), expected"):
+            metric(heat, truth[:1])
+        with pytest.raises(ValueError, match="truth: got boxes of 1 frames, expected 2"):
+            metric(heat, [box])
+    with pytest.raises(ValueError, match="heatmap: got values down to -4"):
+        metrics.energy_pointing(-heat, truth)
+    assert metrics.rank_accuracy(-heat, truth) == 0
+
+
+def test_truth_may_be_boxes_or_their_mask():
+    heat, boxes = scenes()
+    for clip, its in zip(heat, boxes, strict=True):
+        marked = [t for t, found in enumerate(its) if len(found)]
+        for metric in (metrics.energy_pointing, metrics.rank_accuracy, metrics.mask_iou):
+            expected = metric(clip[marked], inside(its)[marked]) if marked else metric(clip, its)
+            assert metric(clip, its) == pytest.approx(expected, nan_ok=True)
+
+
+def test_energy_and_rank_are_quantus():
+    quantus = pytest.importorskip("quantus")
+    truth = torch.stack([inside(b) for b in scenes(12)[1]])
+    truth = truth[truth.flatten(1).any(1)]
+    heat = torch.rand(
+        truth.shape, generator=torch.Generator().manual_seed(0)
+    )  # no ties: they break them by place
+    images, segments = (x.flatten(1, 2)[:, None].numpy() for x in (heat, truth))
+    for metric, theirs in (
+        (metrics.energy_pointing, quantus.RelevanceMassAccuracy),
+        (metrics.rank_accuracy, quantus.RelevanceRankAccuracy),
+    ):
+        score = theirs(abs=False, normalise=False, disable_warnings=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            labels = np.zeros(len(truth), int)
+            found = score(torch.nn.Identity(), images, labels, images, segments)
+        np.testing.assert_allclose(metric(heat, list(truth)), found, atol=1e-6)
+
+
+def test_a_report_averages_in_three_ways():
+    """Class a: a video of four frames that all hit; b: two videos of one frame, one hits; c: no boxes."""
+    near, far, none = torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([[30.0, 30, 39, 39]]), torch.zeros(0, 4)
+    heat = [spot(4, 4, 40).expand(n, 40, 40) for n in (4, 1, 2, 1)]
+    boxes = [[near] * 4, [near], [none, far], [none]]
+    report = metrics.pointing_report(heat, boxes, ["a", "b", "b", "c"])
+    assert report.micro.mean == pytest.approx(5 / 6) and report.videos.mean == pytest.approx(2 / 3)
+    assert report.classes.mean == pytest.approx((1 + 0.5) / 2)
+    np.testing.assert_array_equal(report.values, [1, 1, 0, np.nan])
+    assert "frames +0.833 (" in str(report) and report.micro.low < 5 / 6 < report.micro.high
+    again = metrics.pointing_report(heat, boxes, ["a", "b", "b", "c"])
+    assert again[:3] == report[:3], "same draws"
+    rng = np.random.default_rng(3)
+    values = rng.random(30) < 0.4
+    many = [[near] if v else [far] for v in values]
+    report = metrics.pointing_report([heat[1]] * 30, many, [0] * 30)
+    plain = metrics.interval(values)
+    for found in report[:3]:
+        np.testing.assert_allclose(found, plain, atol=0.035)  # one frame a video, one class: all the same
+    long = metrics.pointing_report([heat[1].expand(9, 40, 40)] * 30, [m * 9 for m in many], [0] * 30)
+    assert long.micro == pytest.approx(report.micro), "more frames of the same videos make no video more"
+    with pytest.raises(ValueError, match="labels: got 29 entries, expected 30"):
+        metrics.pointing_report([heat[1]] * 30, many, [0] * 29)
+    with pytest.raises(ValueError, match="boxes: got none"):
+        metrics.pointing_report(heat[3:], boxes[3:], ["c"])
+
+
 def test_iou():
     truth = torch.zeros(2, 4, 4, dtype=torch.bool)
     truth[:, :2] = True
@@ -64,6 +231,8 @@ def test_iou():
     assert metrics.mask_iou(mask, truth) == pytest.approx(1 / 3)
     assert metrics.mask_iou(truth.float(), truth) == 1 and metrics.mask_iou(0.4 * mask, truth) == 0
     assert metrics.mask_iou(mask * 0, truth & False) == 0, "nothing and nothing: no credit"
+    with pytest.raises(ValueError, match="truth: got torch.float32 of shape"):
+        metrics.mask_iou(mask, truth.float())
 
 
 def test_flicker():
