@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .clips import Clip, Record, read_clip
     from .explain import Explanation, StepConfig, explain, smallest_ratio
-    from .metrics import pointing_game
+    from .metrics import pointing_game, temporal_pointing_game
     from .networks import Network, load_network
     from .stage import Stage
 
@@ -35,11 +35,14 @@ _HOME = {
     "Explanation": "explain",
     "StepConfig": "explain",
     "pointing_game": "metrics",
+    "temporal_pointing_game": "metrics",
 }
 _SUBMODULES = frozenset(
     (
+        "baselines",
         "clips",
         "datasets",
+        "faithfulness",
         "figures",
         "losses",
         "masks",
@@ -66,6 +69,7 @@ __all__ = [
     "pointing_game",
     "read_clip",
     "smallest_ratio",
+    "temporal_pointing_game",
 ]
 
 

@@ -169,22 +169,24 @@ class OneProcess(Executor):
     """A process of its own, so that when one dies it is known which cell it was at; it is then replaced."""
 
     def __init__(self):
-        self._pool = self._start()
+        self._pool, self._last = self._start(), Future()
+        self._last.cancel()
 
     def _start(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin)
 
     def submit(self, fn, /, *args, **kwargs):
         try:
-            return self._pool.submit(fn, *args, **kwargs)
+            self._last = self._pool.submit(fn, *args, **kwargs)
         except BrokenProcessPool:
             self.shutdown(wait=False)
             self._pool = self._start()
-            return self._pool.submit(fn, *args, **kwargs)
+            self._last = self._pool.submit(fn, *args, **kwargs)
+        return self._last
 
     def shutdown(self, wait=True, *, cancel_futures=False):
         """Ends the process, in the middle of a cell if need be."""
-        for process in [*(self._pool._processes or {}).values()]:
+        for process in [] if self._last.done() else [*(self._pool._processes or {}).values()]:
             process.kill()
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
 

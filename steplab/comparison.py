@@ -1,6 +1,6 @@
 """The paper's numbers and results of long runs, stored in `data/reference`; ours set beside the paper's.
 
->>> beside(study.pivot(table, "S-PT"), paper(3), {"object": "EPIC-Object", "action": "UCF101-24"})
+>>> beside(study.summary(table, "S-PT"), paper(3), {"object": "EPIC-Object", "action": "UCF101-24"})
 """
 
 import math
@@ -58,7 +58,7 @@ def paper(table: int) -> pd.DataFrame:
 
 
 def beside(
-    ours: pd.DataFrame | tuple[pd.DataFrame, ...],
+    ours: pd.DataFrame,
     theirs: pd.DataFrame,
     datasets: Mapping[str, str] | None = None,
     rows: str = "method",
@@ -70,8 +70,8 @@ def beside(
     Args:
         ours: columns `dataset`, `network`, `mean`, the one that `rows` names and, where there are intervals,
             `low` and `high`. Networks go by family, told by the end of the name; two of one family keep
-            their names. `explain`'s name of a method and the paper's are taken as the same. Or what
-            `study.pivot` returns.
+            their names. `explain`'s name of a method and the paper's are taken as the same.
+            `study.summary` gives such a table.
         theirs: from `paper`; one metric, or `rows="metric"`.
         datasets: which of the paper's data sets stands beside which of ours, such as {"action": "UCF101-24"}.
         rows: the column whose values become rows: "method", or "metric" for Tables 1 and 2.
@@ -79,9 +79,6 @@ def beside(
     Raises:
         TableError: a missing column, or two numbers for one place.
     """
-    if not isinstance(ours, pd.DataFrame):  # wide: data sets and networks across
-        wide = zip(("mean", "low", "high"), ours, strict=False)
-        ours = pd.DataFrame({name: frame.unstack() for name, frame in wide}).reset_index()
     for side, frame, number in (("ours", ours, "mean"), ("theirs", theirs, "value")):
         if missing := {rows, "dataset", "network", number} - set(frame.columns):
             raise TableError(f"{side}: got columns {[*frame.columns]}, expected also {sorted(missing)}")
@@ -101,7 +98,7 @@ def beside(
                 where = f"{row}, {dataset}, {line['network']}"
                 raise TableError(f"{side}: got two numbers for {where}, expected one")
             order[row] = None
-            column[side, row] = f"{line['value']:.3f}" if side == "paper" else _words(line)
+            column[side, row] = f"{line['value']:.3f}" if side == "paper" else words(line)
     networks = [*dict.fromkeys([*_FAMILIES.values(), *(network for _, network in cells)])]
     keys = sorted(cells, key=lambda key: (pairs.index(key[0]), networks.index(key[1])))
     sides = ("ours", "paper")
@@ -111,13 +108,34 @@ def beside(
     return pd.DataFrame(body, pd.Index([*order], name=rows), columns)
 
 
+def joined(ours: pd.DataFrame, theirs: pd.DataFrame, datasets: Mapping[str, str]) -> pd.DataFrame:
+    """`ours` with a column `paper` more, the paper's number where it has one: what `figures.panels` draws.
+
+    Arguments as for `beside`. Networks go by family in the result, methods keep our names.
+    """
+    names = theirs[["dataset", "network", "method"]].itertuples(index=False, name=None)
+    known = dict(zip(names, theirs["value"], strict=True))
+    parts = []
+    for dataset, part in ours.groupby("dataset", sort=False):
+        families = _families(set(part["network"]))
+        family = [families[n] for n in part["network"]]
+        there = datasets.get(str(dataset), dataset)
+        its = [
+            known.get((there, n, _METHODS.get(m, m)), math.nan)
+            for n, m in zip(family, part["method"], strict=True)
+        ]
+        parts.append(part.assign(network=family, paper=its))
+    return pd.concat(parts, ignore_index=True)
+
+
 def _families(names: set[str]) -> dict[str, str]:
     """Each network's family, or its own name if it has none or shares it."""
     found = {n: next((f for end, f in _FAMILIES.items() if n.lower().endswith(end)), n) for n in names}
     return {n: n if [*found.values()].count(f) > 1 else f for n, f in found.items()}
 
 
-def _words(line: Mapping[Any, Any]) -> str:
+def words(line: Mapping[Any, Any]) -> str:
+    """ "0.42 (0.31 .. 0.53)", of a row's mean, low and high."""
     mean, low, high = (line.get(name, math.nan) for name in ("mean", "low", "high"))
     if not math.isfinite(mean):
         return DASH

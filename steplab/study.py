@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from . import cells
 from .cells import METRICS, Job, Outcome
 from .clips import Clip, Record
+from .comparison import DASH, words
 from .config import make_config
 from .explain import _as_clips, _check_ratios, explain
 from .explanation import Explanation, fingerprint
@@ -35,7 +36,7 @@ from .networks import Network, load_network
 from .store import Store, explanation_key, metric_key, network_facts, truth_facts
 from .tables import RUNS
 
-__all__ = ["METRICS", "Pivot", "Study", "compare", "explain_once", "orderings", "pivot"]
+__all__ = ["METRICS", "Study", "compare", "explain_once", "orderings", "pivot", "summary"]
 
 STORE = RUNS / "explanations"
 _PENDING = "not computed yet"
@@ -409,37 +410,32 @@ def _outcome(future: Future, metrics: tuple[str, ...]) -> Outcome:
 # ----------------------------------------------------------------------------------------- tables of tables
 
 
-class Pivot(NamedTuple):
-    """Rows: method; columns: (dataset, network). Mean over clips, bounds of its interval, number of clips."""
-
-    mean: pd.DataFrame
-    low: pd.DataFrame
-    high: pd.DataFrame
-    clips: pd.DataFrame
-    shown: pd.DataFrame
-
-
-def pivot(table: pd.DataFrame, metric: str) -> Pivot:
+def summary(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """A metric's mean over clips (of each, the mean over seeds) with its bootstrap interval of 95 %.
 
     Args:
         table: as `Study.table()` gives it, several of them one below the other, or read from a CSV file.
 
+    Returns:
+        columns dataset, network, method, mean, low, high, clips; NaN where no clip has a value.
+
     Raises:
         ValueError: no such metric in the table.
     """
-    parts = {name: {} for name in Pivot._fields}
-    for (dataset, network, method), values in _per_clip(table, metric).items():
+    rows = []
+    for where, values in _per_clip(table, metric).items():
         known = values.dropna()
-        found = interval(known) if len(known) else (np.nan,) * 3
-        shown = "{:.3f} [{:.3f}, {:.3f}]".format(*found) if len(known) else "–"
-        for name, value in zip(Pivot._fields, (*found, len(known), shown), strict=True):
-            parts[name].setdefault((dataset, network), {})[method] = value
-    frames = [pd.DataFrame(columns) for columns in parts.values()]
-    frames[-2:] = frames[-2].fillna(0).astype(int), frames[-1].fillna("–")
-    for frame in frames:
-        frame.index.name, frame.columns.names = "method", ["dataset", "network"]
-    return Pivot(*frames)
+        rows.append((*where, *(interval(known) if len(known) else (np.nan,) * 3), len(known)))
+    return pd.DataFrame(rows, columns=["dataset", "network", "method", "mean", "low", "high", "clips"])
+
+
+def pivot(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """`summary` as the paper prints its tables: a row a method, a column a data set and network, as text."""
+    found = summary(table, metric)
+    found["shown"] = [words(line) for line in found.to_dict("records")]
+    wide = found.pivot(index="method", columns=["dataset", "network"], values="shown").fillna(DASH)
+    order = [[*found["method"].unique()], list(dict.fromkeys(zip(found.dataset, found.network, strict=True)))]
+    return wide.reindex(index=order[0], columns=pd.MultiIndex.from_tuples(order[1], names=wide.columns.names))
 
 
 def compare(table: pd.DataFrame, metric: str, a: str, b: str) -> pd.DataFrame:

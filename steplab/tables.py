@@ -27,7 +27,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from .comparison import DASH, REFERENCE, TableError, beside, paper, reference
+from .comparison import DASH, REFERENCE, TableError, beside, joined, paper, reference
 
 __all__ = [
     "NOTEBOOKS",
@@ -37,6 +37,7 @@ __all__ = [
     "Run",
     "TableError",
     "beside",
+    "joined",
     "check_parameters",
     "find_notebooks",
     "list_parameters",

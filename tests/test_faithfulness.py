@@ -311,6 +311,8 @@ def test_completeness():
     assert abs(fa.completeness(network, clip, parts, 0, torch.full_like(clip, 0.5))) > 0.1
     sign = 1 if network(clip[None])[0, 0] > 0 else -1
     assert fa.completeness(network, clip, parts / 2, 0) == pytest.approx(-sign / 2, abs=1e-5)
+    back = fa.completeness(network, torch.zeros_like(clip), -parts / 2, 0, clip)
+    assert back == pytest.approx(sign / 2, abs=1e-5), "its sign tells too much from too little"
     assert np.isnan(fa.completeness(network, clip, parts, 0, clip))
 
 

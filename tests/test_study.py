@@ -1,6 +1,7 @@
 """What was found once is found again, and nothing else is taken for it; grids of it become tables."""
 
 import io
+import itertools
 import math
 import zlib
 from dataclasses import replace
@@ -14,7 +15,7 @@ from steplab import cells, metrics, store, study
 from steplab.clips import Clip, Record
 from steplab.explain import Explanation, explain, smallest_ratio
 from steplab.networks import Affine, Network
-from steplab.study import METRICS, Study, compare, explain_once, orderings, pivot
+from steplab.study import METRICS, Study, compare, explain_once, orderings, pivot, summary
 
 ASK = {"preset": "smoke", "iterations": 3, "ratios": (0.2,)}
 
@@ -327,15 +328,16 @@ def table():
 def test_pivot_and_compare_go_by_clip(table):
     again = pd.read_csv(io.StringIO(table.to_csv(index=False)))
     for frame in (table, again):
-        found = pivot(frame, "m")
-        column = ("set", "eye")
-        assert [*found.mean.index] == ["a", "b", "c", "d"] and [*found.mean] == [column, ("set", "other")]
-        assert found.mean[column].to_list() == pytest.approx([1.5, 0.5, 1, 0.5])
-        assert found.clips[column].to_list() == [4, 4, 3, 1]
-        low, high = found.low[column]["a"], found.high[column]["a"]
+        found = summary(frame, "m").set_index(["network", "method"])
+        assert [*found.index] == [*itertools.product(["eye"], "abcd"), ("other", "a")]
+        assert found.loc["eye", "mean"].to_list() == pytest.approx([1.5, 0.5, 1, 0.5])
+        assert found.loc["eye", "clips"].to_list() == [4, 4, 3, 1]
+        low, high = found.loc[("eye", "a"), ["low", "high"]]
         assert (low, high) == pytest.approx(metrics.interval([0, 1, 2, 3])[1:])
-        assert found.shown[column]["a"] == f"1.500 [{low:.3f}, {high:.3f}]"
-        assert np.isnan(found.mean["set", "other"]["b"]) and found.shown["set", "other"]["b"] == "–"
+        shown = pivot(frame, "m")
+        assert [*shown.index] == ["a", "b", "c", "d"] and [*shown] == [("set", "eye"), ("set", "other")]
+        assert shown["set", "eye"]["a"] == f"1.50 ({low:.2f} .. {high:.2f})"
+        assert shown["set", "other"]["b"] == "–"
         paired = compare(frame, "m", "a", "b")
         assert [*paired.network] == ["eye", "other"] and [*paired.clips] == [4, 0]
         assert paired.loc[0, ["difference", "low", "high"]].to_list() == pytest.approx([1, 1, 1]), "paired"

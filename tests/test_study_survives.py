@@ -119,6 +119,7 @@ def forked(store: str, table: str) -> int:
     if (child := os.fork()) == 0:
         try:
             run_and_write(store, table)
+            sys.stdout.flush()
             os._exit(0)
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
@@ -165,6 +166,7 @@ def test_killed_at_random_moments_it_goes_on(undisturbed, tmp_path):
     done = script("killed_again_and_again", tmp_path / "store", tmp_path / "table", 6, seed)
     assert done.returncode == 0, done.stderr
     assert "killed 0" not in done.stdout, "nothing was killed"
+    assert "made anew" not in done.stdout, "a torn entry was left"
     assert (tmp_path / "table").read_bytes().decode() == undisturbed, f"seed {seed}: {done.stdout}"
     entries_are_whole(tmp_path / "store")
 

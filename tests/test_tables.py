@@ -17,6 +17,7 @@ from steplab.tables import (
     beside,
     check_parameters,
     find_notebooks,
+    joined,
     list_parameters,
     paper,
     parse_value,
@@ -312,8 +313,8 @@ def test_ours_beside_the_papers():
     assert sum(text != "–" for text in cell.values()) == 16 + 3
 
 
-def test_a_pivot_of_a_study_stands_beside_the_papers():
-    from steplab.study import pivot
+def test_a_summary_of_a_study_stands_beside_the_papers():
+    from steplab.study import summary
 
     columns = ["dataset", "network", "clip", "method", "seed", "metric", "value"]
     network, nan = "stage-moment-vgg16lstm", float("nan")
@@ -321,11 +322,23 @@ def test_a_pivot_of_a_study_stands_beside_the_papers():
         ("moment", network, f"c{k}", m, 0, "T-PT", v) for m in ("step", "random") for k, v in ((0, 1), (1, 1))
     ]
     lines += [("moment", network, "c0", "EB-R", 0, "T-PT", nan)]
-    found = beside(pivot(pd.DataFrame(lines, columns=columns), "T-PT"), paper(5), {"moment": "EPIC-Action"})
+    found = beside(summary(pd.DataFrame(lines, columns=columns), "T-PT"), paper(5), {"moment": "EPIC-Action"})
     shown = found["moment / EPIC-Action"]["VGG16LSTM"]
     assert shown.loc["STEP"].tolist() == ["1.00 (1.00 .. 1.00)", "0.490"]
     assert shown.loc["random"].tolist() == ["1.00 (1.00 .. 1.00)", "–"]
     assert shown.loc["EB-R"].tolist() == ["–", "0.570"]
+
+
+def test_joined_puts_the_papers_number_in_a_column():
+    mine = pd.concat(
+        [
+            ours(("action", "stage-action-vgg16lstm", m, 0.4, 0.3, 0.5))
+            for m in ("step", "EP-3D (Δt=2)", "random")
+        ]
+    )
+    found = joined(mine, paper(4), {"action": "UCF101-24"})
+    assert found["paper"].tolist()[:2] == [0.527, 0.526] and found["paper"].isna().tolist()[2]
+    assert set(found["network"]) == {"VGG16LSTM"} and found["mean"].tolist() == [0.4] * 3
 
 
 def test_tables_1_and_2_stand_beside_ours_by_metric():
