@@ -15,7 +15,6 @@ import time
 import zlib
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -25,10 +24,11 @@ from torch import Tensor
 from steplab import figures
 from steplab.config import METHODS
 from steplab.explain import Explanation, explain
+from steplab.faithfulness import chance_in_space, chance_in_time
 from steplab.metrics import border_bias, frame_shares, null_network
 from steplab.tables import REFERENCE
 
-RATIO, DRAWS = 0.1, 1000
+RATIO = 0.1
 TABLE, MEANS = REFERENCE / "null_test.csv", REFERENCE / "null_test.safetensors"
 
 
@@ -45,36 +45,6 @@ def null_masks(method: str, preset: str, networks: int, size: tuple[int, int, in
         assert isinstance(result, Explanation)
         found.append(result.masks)
     return torch.cat(found)
-
-
-def chance_in_time(masks: Tensor) -> float:
-    """p of the largest deviation of a frame's share from 1, were each mask's place in time an accident."""
-    rows = masks.sum((2, 3)).numpy()
-    rng, total, frames = np.random.default_rng(0), rows.sum(), rows.shape[1]
-
-    def worst(moved: np.ndarray) -> float:
-        return np.abs(moved.sum(0) * frames / total - 1).max()
-
-    at = np.arange(frames)
-    draws = [
-        worst(np.take_along_axis(rows, (at + rng.integers(frames, size=(len(rows), 1))) % frames, 1))
-        for _ in range(DRAWS)
-    ]
-    return float(np.mean(np.array(draws) >= worst(rows) - 1e-9))
-
-
-def chance_in_space(masks: Tensor) -> float:
-    """p of the border bias, were each mask's place in the frame an accident."""
-    height, width = masks.shape[-2:]
-    b = round(11 * min(height, width) / 112)
-    border = torch.ones(height, width)
-    border[b : height - b, b : width - b] = 0
-    spectrum = torch.fft.rfft2(masks.sum(1)) * torch.fft.rfft2(border).conj()
-    held = torch.fft.irfft2(spectrum, s=(height, width)).flatten(1).numpy()  # in the border, for each shift
-    rng, total, neutral = np.random.default_rng(0), float(masks.sum()), float(border.mean())
-    places = rng.integers(held.shape[1], size=(DRAWS, len(held)))
-    draws = np.abs(held[np.arange(len(held)), places].sum(1) / total - neutral)
-    return float(np.mean(draws >= abs(border_bias(masks)) - 1e-9))
 
 
 def row(masks: Tensor, method: str, preset: str) -> dict:
