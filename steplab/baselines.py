@@ -98,8 +98,8 @@ class _Task:
         return [-(-n // min(k, n)) for n, k in zip(self.size, self.config.blocks, strict=True)]
 
     def scores(self, pixels: Tensor) -> Tensor:
-        """(batch, classes): logits or log-probabilities."""
-        out = self.network(pixels)
+        """(batch, classes): logits or log-probabilities. The network is given a copy: it may spoil it."""
+        out = self.network(pixels.clone())
         return out if self.network.output == "logits" else out.clamp_min(1e-12).log()
 
     def absent(self) -> Tensor:
@@ -157,7 +157,7 @@ def _grad_cam(task: _Task) -> Tensor:
 def _saliency_tubes(task: _Task) -> Tensor:
     """sum_i W_fc[c, i] A_i (Stergiou et al. 2019), without bias or ReLU, scaled to 0..1."""
     with task.tap() as seen, torch.no_grad():
-        logits = task.network(task.pixels)
+        logits = task.network(task.pixels.clone())
     maps = task.maps(seen, seen.raw.detach())
     shape = (logits.shape[1], maps.shape[1])
     pooled = maps.mean((2, 3, 4))
@@ -183,7 +183,7 @@ def _excitation_backprop(task: _Task) -> Tensor:
     if task.network.output != "logits":
         raise ValueError("method: excitation-backprop starts at logits, the network gives probabilities")
     with task.tap() as seen:
-        p = excitation(lambda: task.network(task.pixels), task.target, seen)
+        p = excitation(lambda: task.network(task.pixels.clone()), task.target, seen)
     return _linear_upsampling(task.maps(seen, p).sum(1), task.size)
 
 
@@ -193,7 +193,7 @@ def _eb_r(task: _Task) -> Tensor:
         raise ValueError(
             f"method: eb-r is for the VGG-LSTM family, {network.name} is none; excitation-backprop fits a CNN"
         )
-    x = task.pixels if network.preprocess is None else network.preprocess(task.pixels)
+    x = task.pixels.clone() if network.preprocess is None else network.preprocess(task.pixels)
     with task.tap() as seen:
         p = recurrent_excitation(network.module, x, task.target, seen)
     return _linear_upsampling(task.maps(seen, p).sum(1), task.size)
