@@ -177,9 +177,7 @@ def _saliency_tubes(task: _Task) -> Tensor:
 
 def _excitation_backprop(task: _Task) -> Tensor:
     if isinstance(task.network.module, VGGLSTM):
-        raise ValueError(
-            f"method: {task.network.name} is recurrent: excitation-backprop does not fit, eb-r does"
-        )
+        raise ValueError("method: excitation-backprop is not for recurrent networks; eb-r fits")
     if task.network.output != "logits":
         raise ValueError("method: excitation-backprop starts at logits, the network gives probabilities")
     with task.tap() as seen:
@@ -206,22 +204,20 @@ def _rise(task: _Task) -> Tensor:
     """
     config, numbers = task.config, torch.Generator().manual_seed(task.seed)
     perturbation, total = task.perturbation(), torch.zeros(2, *task.size, dtype=torch.float64)
-    cells = [-(-n // b) for n, b in zip(task.size, task.block, strict=True)]
-    starts = range(0, config.rise_masks, task.batch)
-    for start in tqdm(starts, "masks", disable=not task.progress, leave=False):
-        count = min(task.batch, config.rise_masks - start)
-        grid = torch.rand(count, 1, *(n + 1 for n in cells), generator=numbers) < config.rise_keep
-        fine = [(n + 1) * b for n, b in zip(cells, task.block, strict=True)]
-        grid = F.interpolate(grid.float(), fine, mode="trilinear")[:, 0]
-        shifts = [torch.randint(b, (count,), generator=numbers).tolist() for b in task.block]
-        masks = torch.stack(
-            [
-                one[tuple(slice(s, s + n) for s, n in zip(shift, task.size, strict=True))]
-                for one, *shift in zip(grid, *shifts, strict=True)
-            ]
-        ).to(task.pixels)
+    cells = [-(-n // b) + 1 for n, b in zip(task.size, task.block, strict=True)]
+    grids = (torch.rand(config.rise_masks, *cells, generator=numbers) < config.rise_keep).float()
+    shifts = [torch.randint(b, (config.rise_masks,), generator=numbers).tolist() for b in task.block]
+    starts = list(zip(*shifts, strict=True))
+    fine = [n * b for n, b in zip(cells, task.block, strict=True)]
+    for i in tqdm(range(0, config.rise_masks, task.batch), "masks", disable=not task.progress, leave=False):
+        whole = F.interpolate(grids[i : i + task.batch, None], fine, mode="trilinear")[:, 0]
+        crops = [
+            one[tuple(slice(s, s + n) for s, n in zip(start, task.size, strict=True))]
+            for one, start in zip(whole, starts[i : i + task.batch], strict=True)
+        ]
+        masks = torch.stack(crops).to(task.pixels)
         with torch.no_grad():
-            clips = perturbation(masks, torch.zeros(count, dtype=torch.long, device=masks.device))
+            clips = perturbation(masks, torch.zeros(len(masks), dtype=torch.long, device=masks.device))
             weight = task.network.probabilities(clips)[:, task.target]
         both = torch.stack([weight, torch.ones_like(weight)])
         total += torch.einsum("kb,bthw->kthw", both.double(), masks.double()).cpu()
@@ -255,6 +251,11 @@ def _motion(task: _Task) -> Tensor:
 
 def _positive(parts: Any) -> Tensor:
     return parts[0].sum(0).clamp(min=0)
+
+
+def _shared(parts: Any) -> Tensor:
+    """As `_positive` where each of the three colours is given what they are worth together."""
+    return _positive(parts) / parts.shape[1]
 
 
 def _magnitude(parts: Any) -> Tensor:
@@ -341,7 +342,7 @@ def _occlusion(task: _Task) -> Tensor:
     from captum.attr import Occlusion
 
     steps = task.config.occlusion_steps
-    return _positive(
+    return _shared(
         Occlusion(task.module()).attribute(
             task.pixels,
             (3, *task.block),
@@ -382,7 +383,7 @@ def _lime(task: _Task) -> Tensor:
     counts = [int(i[-1]) + 1 for i in index]
     t, h, w = torch.meshgrid(*index, indexing="ij")
     blocks = ((t * counts[1] + h) * counts[2] + w).to(task.pixels.device)
-    return _positive(
+    return _shared(
         Lime(task.module(), interpretable_model=Ridge()).attribute(
             task.pixels,
             task.absent(),

@@ -176,6 +176,15 @@ def test_eb_r_is_what_the_matrices_say(plays):
     assert float(ours.sum()) == pytest.approx(1, abs=1e-6)
 
 
+def test_inputs_below_zero_excite_through_negative_weights():
+    torch.manual_seed(0)
+    network = as_network(nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(24, 5)))
+    x = torch.randn(1, 3, 2, 2, 2)
+    p = down(network, x, 4, "0")
+    excited = (x.flatten() * network.module[2].weight[4]).clamp(min=0)
+    torch.testing.assert_close(p.flatten(), excited / excited.sum())
+
+
 def test_operations_without_a_rule_are_refused():
     network = as_network(
         nn.Sequential(nn.Conv3d(3, 5, 3), nn.Sigmoid(), nn.AdaptiveAvgPool3d(1), nn.Flatten())
