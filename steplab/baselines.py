@@ -28,7 +28,7 @@ from .config import AttributionConfig
 from .excitation import excitation, recurrent_excitation
 from .layers import Tap, plain_activations, tap, target_layer
 from .networks import Network
-from .perturb import Perturbation, blur
+from .perturb import Perturbation, blur, hottest_first
 from .vgg_lstm import VGGLSTM
 
 
@@ -67,12 +67,8 @@ def hottest(
     heat: Float[Tensor, "time height width"], ratios: Sequence[float], seed: int = 0
 ) -> Float[Tensor, "ratios time height width"]:
     """Binary masks of the hottest voxels, one for each ratio; `seed` decides which of equals come first."""
-    shuffled = torch.randperm(heat.numel(), generator=torch.Generator().manual_seed(seed))
-    order = shuffled[heat.flatten()[shuffled].argsort(descending=True, stable=True)]
-    masks = torch.zeros(len(ratios), heat.numel())
-    for mask, ratio in zip(masks, ratios, strict=True):
-        mask[order[: max(1, round(ratio * heat.numel()))]] = 1
-    return masks.unflatten(1, heat.shape)
+    rank = hottest_first(heat, seed)
+    return torch.stack([(rank < max(1, round(ratio * heat.numel()))).float() for ratio in ratios])
 
 
 @dataclass(frozen=True)

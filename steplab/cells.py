@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from . import metrics
+from . import faithfulness, metrics
 from .clips import Record
 from .config import StepConfig
 from .explain import Explanation, explain, smallest_ratio
@@ -262,15 +262,11 @@ def _energy_pointing(result: Explanation, record: Record, network: Network) -> f
 
 
 def _insertion(result: Explanation, record: Record, network: Network) -> float:
-    from .faithfulness import insertion
-
-    return insertion(network, record.clip.pixels, result.heatmap, result.target).area
+    return faithfulness.insertion(network, record.clip.pixels, result.heatmap, result.target).area
 
 
 def _deletion(result: Explanation, record: Record, network: Network) -> float:
-    from .faithfulness import deletion
-
-    return deletion(network, record.clip.pixels, result.heatmap, result.target).area
+    return faithfulness.deletion(network, record.clip.pixels, result.heatmap, result.target).area
 
 
 def _flicker(result: Explanation, record: Record, network: Network) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-REFERENCE = Path(__file__).resolve().parents[1] / "data" / "reference"  # with the scripts that made them
+REFERENCE = Path(__file__).resolve().parents[1] / "data" / "reference"  # long runs, see data/README.md
 DASH = "\N{EN DASH}"  # where one side has no number
 _FAMILIES = {"r2plus1d": "R(2+1)D", "r2plus1d_18": "R(2+1)D", "vgg16lstm": "VGG16LSTM"}  # by end of the name
 _METHODS = {
@@ -29,7 +29,7 @@ class TableError(ValueError):
 
 
 def reference(name: str) -> pd.DataFrame:
-    """A stored table of `data/reference`, made by a long run of the script of the same name.
+    """A stored table of `data/reference`; `data/README.md` says which long run made it.
 
     Raises:
         TableError: there is none of that name.

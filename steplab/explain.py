@@ -84,8 +84,8 @@ def explain(
     Ctrl-C ends the search early and returns the masks there are (of fewer ratios, of fewer clips, if it came
     before their turn), marked `interrupted`.
     """
-    clips, single = _as_clips(clip)
-    ratios = _check_ratios(ratios)
+    clips, single = as_clips(clip)
+    ratios = check_ratios(ratios)
     if max_batch is not None and max_batch < 1:
         raise ValueError(f"max_batch must be at least 1, got {max_batch}")
     config, device = _settings(network, clips[0], device, method, preset, overrides)
@@ -251,7 +251,7 @@ def _side_by_side(histories: list[dict[str, np.ndarray]]) -> dict[str, np.ndarra
     return {k: np.stack(v) for k, v in pad.items()}
 
 
-def _as_clips(clip: Any) -> tuple[list[Clip], bool]:
+def as_clips(clip: Any) -> tuple[list[Clip], bool]:
     """Whatever was given as checked clips of one size, and whether it was a single one."""
     single = isinstance(clip, Clip) or (isinstance(clip, Tensor) and clip.ndim == 4)
     given: list[Any] = [clip] if single else [*clip]  # type: ignore[misc]
@@ -285,7 +285,7 @@ def _from_tensor(pixels) -> Clip:
     return Clip(pixels, torch.arange(pixels.shape[1], dtype=torch.float32), "tensor")
 
 
-def _check_ratios(ratios) -> tuple[float, ...]:
+def check_ratios(ratios) -> tuple[float, ...]:
     values = tuple(float(v) for v in ([ratios] if isinstance(ratios, int | float) else ratios))
     if not values or not all(0 < v < 1 for v in values) or len(set(values)) < len(values):
         raise ValueError(f"ratios must be different numbers between 0 and 1, got {values}")
@@ -366,7 +366,7 @@ def smallest_ratio(
     Raises:
         ValueError: as :func:`explain`, or if `threshold` or `tolerance` lies outside (0, 1].
     """
-    clips, _ = _as_clips(clip)
+    clips, _ = as_clips(clip)
     for name, value in (("threshold", threshold), ("tolerance", tolerance)):
         if value is not None and not 0 < value <= 1:
             raise ValueError(f"{name} must lie in (0, 1], got {value}")

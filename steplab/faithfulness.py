@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .engine import untouched
 from .metrics import border_bias, frame_shares, null_network
 from .networks import Network
-from .perturb import Perturbation
+from .perturb import Perturbation, hottest_first
 
 Explainer = Callable[[Network, Tensor], Tensor]
 
@@ -38,15 +38,6 @@ class Curve(NamedTuple):
     def area(self) -> float:
         """Area under the curve by trapezia, 0 to 1."""
         return float(torch.trapezoid(self.probability, self.ratios))
-
-
-def hottest_first(heatmap: Float[Tensor, "time height width"], seed: int = 0) -> Tensor:
-    """Rank of each voxel by heat, 0 the hottest, (T, H, W); ties are broken at random under `seed`."""
-    if not torch.isfinite(heatmap).all():
-        raise ValueError("heatmap: got NaN or infinite values, expected finite numbers")
-    shuffle = torch.randperm(heatmap.numel(), generator=torch.Generator().manual_seed(seed))
-    order = shuffle[heatmap.detach().cpu().flatten()[shuffle].argsort(descending=True, stable=True)]
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order))).view(heatmap.shape)
 
 
 def insertion(

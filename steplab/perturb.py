@@ -123,3 +123,12 @@ def perturb(
 ) -> Float[Tensor, "batch 3 time height width"]:
     """M (x) X in one call; see :class:`Perturbation`."""
     return Perturbation(pixels, kind, sigma)(masks)
+
+
+def hottest_first(heatmap: Float[Tensor, "time height width"], seed: int = 0) -> Tensor:
+    """Rank of each voxel by heat, 0 the hottest, (T, H, W); ties are broken at random under `seed`."""
+    if not torch.isfinite(heatmap).all():
+        raise ValueError("heatmap: got NaN or infinite values, expected finite numbers")
+    shuffle = torch.randperm(heatmap.numel(), generator=torch.Generator().manual_seed(seed))
+    order = shuffle[heatmap.detach().cpu().flatten()[shuffle].argsort(descending=True, stable=True)]
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order))).view(heatmap.shape)

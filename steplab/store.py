@@ -7,8 +7,6 @@ that write the same one at once write the same thing. Explanations lie there wit
 import hashlib
 import inspect
 import json
-import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,12 +21,13 @@ from safetensors import SafetensorError, safe_open
 from .clips import Clip, Record
 from .config import make_config
 from .explanation import Explanation, fingerprint, versions
+from .files import write_whole
 from .networks import Network
 
 # The code that decides what a metric says, and the code that decides nothing: what is drawn, rendered, run.
 # All other modules decide what an explanation is, those that are yet to be written as well.
 _METRICS = ("faithfulness", "metrics", "training")
-_ASIDE = "__init__ __main__ cells charts checks comparison datasets drawing figures live painting stage"
+_ASIDE = "__init__ __main__ cells charts checks comparison datasets drawing figures files live painting stage"
 _ASIDE += " store study tables widgets"
 _ABANDONED = 3600.0  # seconds after which an unfinished file's writer must be dead
 _MOST_HELD = 2**30  # bytes kept in memory for a disk that is full
@@ -59,7 +58,7 @@ class Store:
         """Write what is held; says whether nothing is left."""
         for waiting in reversed([*self._held]):
             try:
-                self._write(waiting, self._held[waiting])
+                write_whole(self.folder / waiting, self._held[waiting])
             except OSError as error:
                 if len(self._held) == 1:
                     warnings.warn(f"store: {self.folder} cannot be written to ({error}): held in memory")
@@ -68,20 +67,6 @@ class Store:
                 return False
             del self._held[waiting]
         return True
-
-    def _write(self, name: str, data: bytes) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(".part", ".", self.folder)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, self.folder / name)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(part)
-            raise
 
     def get(self, name: str) -> bytes | None:
         """The entry's bytes; None if there is none that can be read."""
@@ -212,6 +197,5 @@ def metrics_code() -> str:
 def _hash_modules(names: Iterable[str]) -> str:
     found = hashlib.sha256()
     for name in names:
-        path = Path(__file__).with_name(f"{name}.py")
-        found.update(path.read_bytes() if path.is_file() else b"")
+        found.update(Path(__file__).with_name(f"{name}.py").read_bytes())
     return found.hexdigest()

@@ -3,7 +3,7 @@
 >>> result = explain_once(network, clip, method="step", ratios=(0.1,), preset="lesson")
 >>> study = Study(records, ["stage-action-r2plus1d"], {"STEP": "step", "chance": "random"}, metrics=("S-PT",))
 >>> table = study.run(workers=2).table()                # one row per clip, method, seed and metric
->>> pivot(table, "S-PT").shown                          # like the paper's tables, with intervals
+>>> pivot(table, "S-PT")                                # like the paper's tables, with intervals
 """
 
 import json
@@ -28,8 +28,8 @@ from .cells import METRICS, Job, Outcome
 from .clips import Clip, Record
 from .comparison import DASH, words
 from .config import make_config
-from .explain import _as_clips, _check_ratios, explain
-from .explanation import Explanation, fingerprint
+from .explain import as_clips, check_ratios, explain
+from .explanation import Explanation, fingerprint, versions
 from .metrics import compare as paired
 from .metrics import interval
 from .networks import Network, load_network
@@ -68,7 +68,7 @@ def explain_once(
     Raises:
         ValueError: as `explain`.
     """
-    clip = _as_clips(clip)[0][0]
+    clip = as_clips(clip)[0][0]
     asked = {"target": target, "method": method, "ratios": tuple(ratios), "preset": preset, "seed": seed}
     if network.module is None:
         return _explain(network, clip, asked, overrides)
@@ -159,7 +159,7 @@ class Study:
         _distinct("seeds", self.seeds)
         if strange := [s for s in self.seeds if isinstance(s, bool) or not isinstance(s, int)]:
             raise ValueError(f"seeds: got {strange[0]!r}, expected whole numbers")
-        self.ratios, self.preset, self.name, self.device = _check_ratios(ratios), preset, name, device
+        self.ratios, self.preset, self.name, self.device = check_ratios(ratios), preset, name, device
         self.methods = self._settings(_shown("methods", methods, (str, Mapping)), overrides)
         for network in self.networks.values():
             for record in self.records:
@@ -314,6 +314,19 @@ class Study:
                 rows.append((*where, metric, value, error))
         columns = ["dataset", "network", "clip", "label", "method", "seed", "metric", "value", "error"]
         return pd.DataFrame(rows, columns=columns)
+
+    def about(self) -> pd.DataFrame:
+        """What a stored table must come with: a row for each network, with its sha256, settings, versions.
+
+        Columns: dataset, network, sha256, clips, preset, ratios, seeds, and one for each of `versions()`.
+        """
+        asked = {"clips": len(self.records), "preset": self.preset}
+        asked |= {"ratios": " ".join(map(str, self.ratios)), "seeds": " ".join(map(str, self.seeds))}
+        rows = [
+            {"dataset": self.name, "network": shown, "sha256": fingerprint(network), **asked, **versions()}
+            for shown, network in self.networks.items()
+        ]
+        return pd.DataFrame(rows)
 
     def failures(self) -> pd.DataFrame:
         """The rows of `table()` that failed in the last run of this study, each with its error."""

@@ -28,6 +28,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from .comparison import DASH, REFERENCE, TableError, beside, joined, paper, reference
+from .files import write_whole
 
 __all__ = [
     "NOTEBOOKS",
@@ -93,7 +94,7 @@ def publish(what: Published, name: str) -> Published:
         what.savefig(file, format="png", dpi=150, bbox_inches="tight")
         files = {".png": file.getvalue()}
     for suffix, data in files.items():
-        _write(Path(folder) / f"{name}{suffix}", data)
+        write_whole(Path(folder) / f"{name}{suffix}", data)
         with (Path(folder) / _LIST).open("a") as listed:
             listed.write(f"{name}{suffix}\n")
     return what
@@ -110,19 +111,6 @@ def _latex(table: pd.DataFrame, index: bool) -> str:
     }.items():
         text = text.replace(sign, code)  # which LaTeX's usual fonts lack
     return text
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Under another name first, then renamed: a reader finds all of it, or what was there before."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -378,7 +366,7 @@ def _run_one(path: Path, out: Path, parameters: dict[str, Any], timeout: int) ->
         run.picture = _first_picture(executed)
         run.error = run.error and f"{_stopped(executed)}{run.error}"
         run.files = [f"{out.name}/{name}" for name in (_to_html(result).name, result.name, *_published(out))]
-    _write(out / "run.json", json.dumps(asdict(run), default=repr).encode())
+    write_whole(out / "run.json", json.dumps(asdict(run), default=repr).encode())
     return run
 
 
@@ -405,7 +393,7 @@ def _to_html(path: Path) -> Path:
     exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="")
     body, _ = exporter.from_filename(str(path))
     page = path.with_suffix(".html")
-    _write(page, body.encode())
+    write_whole(page, body.encode())
     return page
 
 
@@ -457,7 +445,7 @@ def write_index(runs: Iterable[Run], out: str | Path) -> Path:
     head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>steplab tables</title>'
     head += f"<style>{_STYLE}</style>"
     page = Path(out) / "index.html"
-    _write(page, (head + "<h1>steplab tables</h1>" + "\n".join(parts) + "</html>\n").encode())
+    write_whole(page, (head + "<h1>steplab tables</h1>" + "\n".join(parts) + "</html>\n").encode())
     return page
 
 

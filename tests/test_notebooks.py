@@ -81,6 +81,42 @@ def test_lesson_runs_with_other_parameters(path, seed, tmp_path):
     assert run.title in (tmp_path / "index.html").read_text()
 
 
+OWN = """import steplab as sl
+
+
+def make_network():
+    return sl.load_network("stage-action-vgg16lstm")
+"""
+
+
+@pytest.mark.parametrize("name", ["04_smoothness_ablations", "07_temporal_pointing"])
+def test_your_own_network_and_videos_by_parameters_alone(name, tmp_path, monkeypatch):
+    """A module, two films and a table of boxes in the folder one stands in."""
+    import pandas as pd
+
+    import steplab as sl
+    from steplab.clips import write_video
+    from steplab.tables import run_tables
+
+    monkeypatch.chdir(tmp_path)
+    Path("my_module.py").write_text(OWN)
+    stage, rows = sl.Stage("action", "test", seed=4), ["video,frame,x0,y0,x1,y1,label,start,stop"]
+    for k in range(2):
+        record = stage[k]
+        write_video(f"film{k}.mp4", record.clip.pixels)
+        for t, boxes in enumerate(record.boxes):
+            for box in boxes.tolist():
+                numbers = ",".join(f"{v:g}" for v in box)
+                rows.append(f"film{k}.mp4,{t},{numbers},{stage.classes[record.label]},2,9")
+    Path("boxes.csv").write_text("\n".join(rows) + "\n")
+    given = {"networks": "my_module:make_network", "clips": "*.mp4", "boxes": "boxes.csv", "preset": "smoke"}
+    (run,) = run_tables([name], given, out="out", timeout=CELL_TIMEOUT)
+    assert run.error == "", run.error
+    cells = pd.read_csv(tmp_path / "out" / name / "cells.csv")
+    assert set(cells["clip"]) == {"film0", "film1"} and set(cells.network) == {"my_module:make_network"}
+    assert cells[cells.metric == "S-PT"].value.between(0, 1).sum() >= 14
+
+
 def test_a_broken_notebook_is_not_passed(tmp_path):
     """The runner above can fail: on an error in a cell, on a control that answers nothing."""
     parameters = nbformat.v4.new_code_cell(

@@ -14,6 +14,7 @@ import torch
 from steplab import cells, metrics, store, study
 from steplab.clips import Clip, Record
 from steplab.explain import Explanation, explain, smallest_ratio
+from steplab.explanation import fingerprint
 from steplab.networks import Affine, Network
 from steplab.study import METRICS, Study, compare, explain_once, orderings, pivot, summary
 
@@ -323,6 +324,17 @@ def table():
     rows += [("set", "other", f"k{i}", "x", "a", 0, "m", float(i), "") for i in range(2)]
     columns = ["dataset", "network", "clip", "label", "method", "seed", "metric", "value", "error"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def test_a_study_says_what_it_was_made_of(network, clip):
+    record = Record(clip, 0, [torch.zeros(0, 4)] * 7, None, None, "noise")
+    study = Study(
+        [record], {"eye": network}, "random", ratios=(0.1, 0.3), preset="smoke", seeds=(2, 5), name="set"
+    )
+    (row,) = study.about().to_dict("records")
+    assert row["dataset"] == "set" and row["network"] == "eye" and row["sha256"] == fingerprint(network)
+    assert (row["clips"], row["preset"], row["ratios"], row["seeds"]) == (1, "smoke", "0.1 0.3", "2 5")
+    assert row["torch"] == torch.__version__
 
 
 def test_pivot_and_compare_go_by_clip(table):

@@ -3,13 +3,16 @@
 import json
 from dataclasses import asdict
 
+import pandas as pd
 import pytest
 import torch
 from course import RECIPES
 
 import steplab as sl
+from steplab.explanation import fingerprint
 from steplab.networks import networks_folder
 from steplab.stage import Stage
+from steplab.tables import REFERENCE
 from steplab.training import accuracy, evidence_report
 
 FILES = sorted(name for name in RECIPES if (networks_folder() / f"{name}.json").exists())
@@ -90,6 +93,17 @@ def test_the_readme_says_what_the_files_say(name):
     numbers.append("–" if swapped is None else f"{swapped:.2f}")
     readme = (networks_folder().parents[1] / "README.md").read_text(encoding="utf-8")
     assert f"| `{name}` | {' | '.join(numbers)} |" in readme
+
+
+@pytest.mark.parametrize("path", sorted(REFERENCE.glob("*_about.csv")), ids=lambda p: p.stem)
+def test_reference_runs_are_of_these_networks(path):
+    """A network trained anew makes the tables of the old one worthless."""
+    about = pd.read_csv(path)
+    table = pd.read_csv(path.with_name(path.name.replace("_about", "")))
+    assert set(table.network) == set(about.network) and set(table.metric) > {"S-PT"}
+    assert table.groupby("network")["clip"].nunique().to_dict() == about.set_index("network").clips.to_dict()
+    for row in about.itertuples():
+        assert fingerprint(sl.load_network(row.network)) == row.sha256, row.network
 
 
 @pytest.mark.parametrize("name", FILES)
