@@ -273,23 +273,41 @@ def _flicker(result: Explanation, record: Record, network: Network) -> float:
     return metrics.flicker(result.masks[0])
 
 
+def _frames(result: Explanation, record: Record, network: Network) -> float:
+    return metrics.frames_in_use(result.masks[0])
+
+
 def _in_border(result: Explanation, record: Record, network: Network) -> float:
     return metrics.border_bias(result.masks[:1])
+
+
+def _again(result: Explanation) -> dict[str, Any]:
+    """What to ask for the same once more."""
+    asked = {k: getattr(result, k) for k in ("method", "preset", "seed")}
+    return {**asdict(result.config), **asked, "progress": False}
+
+
+def _randomised(result: Explanation, record: Record, network: Network) -> float:
+    _, other = next(faithfulness.randomised(network, stops=1))
+    again = explain(other, record.clip, result.target, ratios=result.ratios, **_again(result))
+    assert isinstance(again, Explanation)
+    return faithfulness.similarity(result.heatmap, again.heatmap)
 
 
 def _smallest_ratio(result: Explanation, record: Record, network: Network) -> float:
     if not isinstance(result.config, StepConfig):
         return math.nan
-    again = {**asdict(result.config), "method": result.method, "preset": result.preset, "seed": result.seed}
+    again = _again(result)
     again.pop("tolerance")  # of the descent; what smallest_ratio calls so is of the bisection
-    found = smallest_ratio(network, record.clip, result.target, progress=False, **again)
+    found = smallest_ratio(network, record.clip, result.target, **again)
     if found.interrupted:
         raise KeyboardInterrupt
     return found.ratio
 
 
-# Each of (explanation, record, network); NaN where it does not apply. Probability, IoU, flicker and border
-# are of the mask of the first ratio, the others of the heat map.
+# Each of (explanation, record, network); NaN where it does not apply. Probability, IoU, flicker, frames and
+# border are of the mask of the first ratio, the others of the heat map; `randomised` is its likeness to
+# what the same network gives with all of its weights drawn anew.
 METRICS: dict[str, Callable[[Explanation, Record, Network], float]] = {
     "S-PT": _pointing,
     "T-PT": _temporal_pointing,
@@ -301,6 +319,8 @@ METRICS: dict[str, Callable[[Explanation, Record, Network], float]] = {
     "insertion": _insertion,
     "deletion": _deletion,
     "flicker": _flicker,
+    "frames": _frames,
     "in border": _in_border,
     "smallest ratio": _smallest_ratio,
+    "randomised": _randomised,
 }

@@ -200,6 +200,9 @@ def curves(
             )  # fmt: skip
         if log:
             axes.set_xscale("log")
+        if len(x) <= 8 and (log or all(v == round(v) for v in x)):
+            axes.set_xticks(x, [f"{v:g}" for v in x])
+            axes.minorticks_off()
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         if len(axes.get_legend_handles_labels()[0]) > 1:

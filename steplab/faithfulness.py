@@ -210,7 +210,7 @@ def randomised(
                 _draw(module, names, seed)  # type: ignore[arg-type]
             other = copy.copy(network)
             other.fn = module
-            other.name = f"{network.name}, {parts[0]} {'and above ' if cascading else ''}drawn anew"
+            other.name = f"{network.name}, {parts[0]} {'and above ' if cascading else ''}drawn anew ({seed})"
             yield parts[0], other
 
 
@@ -280,6 +280,7 @@ def null_bias(
     seeds: Sequence[int] = range(16),
     ratio: float | None = 0.1,
     draws: int = 1000,
+    networks: Callable[[int], Network] | None = None,
 ) -> NullBias:
     """Where an explainer looks when nothing means anything: on noise, asked of networks drawn at random.
 
@@ -292,6 +293,8 @@ def null_bias(
         seeds: one network and one clip of noise for each.
         ratio: masks are the hottest voxels of each map, ties broken at random; None: the maps themselves, for
             explainers that return masks.
+        networks: other networks that know nothing, by seed, such as `randomised` copies for an explainer that
+            reads layers. What they prefer by their build is then told as well.
 
     Raises:
         ValueError: no seed; a map of another shape, with NaN, without heat or with negative heat.
@@ -301,7 +304,8 @@ def null_bias(
     masks = []
     for seed in seeds:
         pixels = torch.rand(3, *size, generator=torch.Generator().manual_seed(zlib.crc32(f"{seed}".encode())))
-        found = explainer(null_network(size, seed), pixels).detach().cpu().float()
+        network = null_network(size, seed) if networks is None else networks(seed)
+        found = explainer(network, pixels).detach().cpu().float()
         if tuple(found.shape) != tuple(size):
             raise ValueError(f"explainer: got a map of shape {tuple(found.shape)}, expected {tuple(size)}")
         if ratio is not None:

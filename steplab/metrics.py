@@ -297,6 +297,16 @@ def flicker(masks: Float[Tensor, "time height width"]) -> float:
     return float((change / size)[size > 0].mean())
 
 
+@over_clips
+def frames_in_use(masks: Float[Tensor, "time height width"]) -> float:
+    """(sum_t s_t)^2 / sum_t s_t^2, s_t what is kept of frame t: 1 if all is in one frame, T if spread evenly.
+
+    The participation ratio of the frames; NaN if nothing is kept. Several clips: (B, T, H, W).
+    """
+    shares = masks.double().sum((1, 2))
+    return float(shares.sum() ** 2 / (shares**2).sum())
+
+
 def leakage(
     network: Network,
     mask: Float[Tensor, "time height width"],

@@ -10,7 +10,7 @@ import json
 import pickle
 import zlib
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields
@@ -40,6 +40,7 @@ __all__ = ["METRICS", "Study", "compare", "explain_once", "orderings", "pivot", 
 
 STORE = RUNS / "explanations"
 _PENDING = "not computed yet"
+_COLUMNS = ["dataset", "network", "clip", "label", "method", "seed", "metric", "value", "error"]
 
 
 def explain_once(
@@ -110,7 +111,7 @@ class Study:
             for the likeliest).
         networks: names for `load_network`, or `Network`s around modules; or a mapping from names to show.
         methods: of `explain`; or a mapping from names to show to a method or to settings, such as
-            `{"method": "step", "core_padding": "none"}`; a preset may be among them.
+            `{"method": "step", "core_padding": "none"}`; `preset` and `ratios` of its own may be among them.
         metrics: names in `METRICS`.
         ratios, preset: as for `explain`.
         seeds: one explanation each. What `explain` gets mixes it with the clip's name: all methods of a clip
@@ -174,6 +175,7 @@ class Study:
         for shown, given in methods.items():
             own = {"method": given} if isinstance(given, str) else dict(given)
             method, preset = own.pop("method", None), own.pop("preset", self.preset)
+            ratios = check_ratios(own.pop("ratios", self.ratios))
             if not isinstance(method, str):
                 raise ValueError(f"methods: {shown!r} has settings without a method: {given!r}")
             for size in sizes:
@@ -181,7 +183,12 @@ class Study:
                 mine = {k: v for k, v in overrides.items() if k in known}
                 make_config(method, preset, size, {**mine, **own})
             used |= set(mine)
-            found[shown] = {"method": method, "preset": preset, "constants": {**mine, **own}}
+            found[shown] = {
+                "method": method,
+                "preset": preset,
+                "ratios": ratios,
+                "constants": {**mine, **own},
+            }
         if unknown := set(overrides) - used:
             raise ValueError(f"overrides: none of the methods has a constant {', '.join(sorted(unknown))}")
         return found
@@ -200,8 +207,8 @@ class Study:
                 size = record.clip.pixels.shape[1:]
                 for method, settings in self.methods.items():
                     for seed in self.seeds:
-                        asked = {"target": _target(network, record), "ratios": self.ratios}
-                        asked |= {k: settings[k] for k in ("method", "preset")}
+                        asked = {"target": _target(network, record)}
+                        asked |= {k: settings[k] for k in ("method", "preset", "ratios")}
                         asked["seed"] = zlib.crc32(f"{seed} {record.name}".encode())
                         key = explanation_key(facts, clip, size, asked, settings["constants"])
                         keys = {m: metric_key(key, m, METRICS[m], truth) for m in self.metrics}
@@ -303,17 +310,38 @@ class Study:
         """
         rows = []
         for cell in self._grid(self.networks, self.records):
-            network, target = self.networks[cell.network], cell.asked["target"]
             for metric, key in cell.keys.items():
                 facts = self.store.facts(key)
                 value, found, error = (
                     (np.nan, "", self._errors.get(key, _PENDING)) if facts is None else (*facts, "")
                 )
-                label = found if target is None else network.classes[target]
-                where = (self.name, cell.network, cell.record.name, label, cell.method, cell.seed)
-                rows.append((*where, metric, value, error))
-        columns = ["dataset", "network", "clip", "label", "method", "seed", "metric", "value", "error"]
-        return pd.DataFrame(rows, columns=columns)
+                rows.append((*self._where(cell, found), metric, value, error))
+        return pd.DataFrame(rows, columns=_COLUMNS)
+
+    def measure(self, metric: str, function: Callable[[Explanation, Record, Network], float]) -> pd.DataFrame:
+        """What a function of your own says of the explanations that are stored: rows as in `table()`.
+
+        Computed in this process, and not stored. Value is NaN where there is no explanation (yet).
+
+        Args:
+            metric: what to call it.
+            function: called with explanation, record and network; NaN says that it does not apply.
+        """
+        rows = []
+        for cell in self._grid(self.networks, self.records):
+            found = self.store.explanation(cell.key, cell.record.clip)
+            label, error = ("", _PENDING) if found is None else (found.label, "")
+            value = (
+                np.nan if found is None else float(function(found, cell.record, self.networks[cell.network]))
+            )
+            rows.append((*self._where(cell, label), metric, value, error))
+        return pd.DataFrame(rows, columns=_COLUMNS)
+
+    def _where(self, cell: _Cell, found: str) -> tuple[str, str, str, str, str, int]:
+        """The columns that say where in the grid a row is; `found`: the label that was explained."""
+        target = cell.asked["target"]
+        label = found if target is None else self.networks[cell.network].classes[target]
+        return self.name, cell.network, cell.record.name, label, cell.method, cell.seed
 
     def about(self) -> pd.DataFrame:
         """What a stored table must come with: a row for each network, with its sha256, settings, versions.
@@ -321,7 +349,8 @@ class Study:
         Columns: dataset, network, sha256, clips, preset, ratios, seeds, and one for each of `versions()`.
         """
         asked = {"clips": len(self.records), "preset": self.preset}
-        asked |= {"ratios": " ".join(map(str, self.ratios)), "seeds": " ".join(map(str, self.seeds))}
+        ratios = dict.fromkeys(v for settings in self.methods.values() for v in settings["ratios"])
+        asked |= {"ratios": " ".join(map(str, ratios)), "seeds": " ".join(map(str, self.seeds))}
         rows = [
             {"dataset": self.name, "network": shown, "sha256": fingerprint(network), **asked, **versions()}
             for shown, network in self.networks.items()

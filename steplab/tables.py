@@ -16,19 +16,24 @@ import json
 import multiprocessing
 import os
 import re
+import tempfile
 import time
 import tokenize
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import pandas as pd
 
 from .comparison import DASH, REFERENCE, TableError, beside, joined, paper, reference
 from .files import write_whole
+
+if TYPE_CHECKING:
+    from traitlets.config import Config
 
 __all__ = [
     "NOTEBOOKS",
@@ -52,8 +57,6 @@ __all__ = [
     "write_index",
 ]
 
-# Kernels talk through files that only their owner can open, not through ports; Windows has no such files.
-KERNELS = {"KernelManager": {"transport": "ipc"}} if os.name == "posix" else {}
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 RUNS = NOTEBOOKS.parent / "runs"
 PUBLISH = "STEPLAB_PUBLISH"  # environment of a notebook run by run_tables: the folder its tables go to
@@ -320,9 +323,21 @@ def _earlier(out: Path, names: set[str]) -> list[Run]:
     return found
 
 
+@contextmanager
+def _kernels() -> Iterator["Config"]:
+    """Kernels that talk through files only their owner can open, not ports; Windows has no such files.
+
+    Each in a folder of its own: by default two that start in one folder at once may share a file.
+    """
+    from traitlets.config import Config
+
+    with tempfile.TemporaryDirectory(prefix="steplab-") as folder:
+        own = {"transport": "ipc", "ip": f"{folder}/kernel"} if os.name == "posix" else {}
+        yield Config({"KernelManager": own})
+
+
 def _run_one(path: Path, out: Path, parameters: dict[str, Any], timeout: int) -> Run:
     import papermill
-    from traitlets.config import Config
 
     os.environ.pop("MPLBACKEND", None)  # else figures would not appear in the notebook
     notebook = read_notebook(path)
@@ -337,17 +352,18 @@ def _run_one(path: Path, out: Path, parameters: dict[str, Any], timeout: int) ->
     start = time.perf_counter()
     for attempt in (1, 2):
         try:
-            papermill.execute_notebook(
-                str(path),
-                str(part),
-                parameters,
-                cwd=os.getcwd(),
-                kernel_name="python3",
-                progress_bar=False,
-                config=Config(KERNELS),
-                execution_timeout=timeout,
-                store_widget_state=False,  # it would not survive reopening, and is large
-            )
+            with _kernels() as config:
+                papermill.execute_notebook(
+                    str(path),
+                    str(part),
+                    parameters,
+                    cwd=os.getcwd(),
+                    kernel_name="python3",
+                    progress_bar=False,
+                    config=config,
+                    execution_timeout=timeout,
+                    store_widget_state=False,  # it would not survive reopening, and is large
+                )
         except papermill.PapermillExecutionError as error:
             run.error = f"{error.ename}: {error.evalue}"
         except RuntimeError as error:  # two kernels starting at once can race for a port

@@ -72,6 +72,19 @@ def test_grad_cam_is_captums_and_torchcams(r3d):
     torch.testing.assert_close(heat, resized(theirs, (16, 64, 64)), rtol=0, atol=1e-5)
 
 
+def test_grad_cam_is_grad_cams(r3d):
+    """The package `grad-cam`, up to its own upsampling, which it does with other borders."""
+    peer = pytest.importorskip("pytorch_grad_cam").GradCAM
+    pixels, layer = numbers(1, 3, 16, 64, 64), r3d.module.layer4
+    with peer(model=r3d.module, target_layers=[layer]) as cam:
+        seen = cam.activations_and_grads
+        seen(pixels.clone().requires_grad_())[0, 2].backward()
+        found = (seen.activations[0].numpy(), seen.gradients[0].numpy())
+        theirs = torch.from_numpy(cam.get_cam_image(pixels, layer, [2], *found)).relu()
+    heat = heat_of(r3d, pixels, "grad-cam")
+    torch.testing.assert_close(heat, resized(theirs, (16, 64, 64)), rtol=0, atol=1e-5)
+
+
 class OverTime(nn.Module):
     """A head that weighs the moments differently; its gradient is the weight itself."""
 

@@ -211,7 +211,7 @@ def test_weights_are_drawn_anew_from_the_top_down():
     assert [name for name, _ in fa.randomised(network, stops=2)] == ["5", "0"]
     assert [changed(network, other) for _, other in fa.randomised(network, stops=1)] == [set("01345")]
     assert not torch.equal(next(fa.randomised(network, 4))[1].module[5].weight, last[5].weight)
-    assert last.training and cascade[-1][1].name == "small, 0 and above drawn anew"
+    assert last.training and cascade[-1][1].name == "small, 0 and above drawn anew (3)"
     assert_untouched(network, before)
 
 
@@ -288,6 +288,24 @@ def test_null_bias_finds_habits_and_leaves_chance_alone():
         and flat.border_p > 0.01
         and float(flat.mean.mean()) == pytest.approx(0.1, abs=1e-3)
     )
+
+
+def test_null_bias_of_other_networks():
+    """Their habits show: what they like by their build, and only in what they are shown."""
+    size, asked = (4, 16, 16), []
+
+    def build(seed):
+        asked.append(seed)
+        return Network(lambda x: x.flatten(1)[:, :2], ("one", "other"), name=f"corner {seed}")
+
+    def gradient(network, pixels):
+        x = pixels[None].clone().requires_grad_()
+        network(x)[0, 0].backward()
+        return x.grad[0].abs().sum(0)
+
+    found = fa.null_bias(gradient, size, range(3), None, networks=build)
+    assert asked == [0, 1, 2] and found.mean[0, 0, 0] > 0 and found.mean.flatten()[1:].sum() == 0
+    assert found.frames.tolist() == [4, 0, 0, 0] and found.border > 0.2
 
 
 def test_null_bias_refuses_maps_of_nothing():

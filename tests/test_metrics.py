@@ -235,6 +235,17 @@ def test_iou():
         metrics.mask_iou(mask, truth.float())
 
 
+def test_frames_in_use():
+    even, one = torch.ones(6, 2, 3), torch.zeros(6, 2, 3)
+    one[4] = 0.3
+    assert metrics.frames_in_use(even) == pytest.approx(6) and metrics.frames_in_use(one) == pytest.approx(1)
+    two = torch.zeros(6, 2, 3)
+    two[1], two[2] = 1, 0.5
+    assert metrics.frames_in_use(two) == pytest.approx(1.5**2 / 1.25)
+    assert math.isnan(metrics.frames_in_use(torch.zeros(6, 2, 3)))
+    assert metrics.frames_in_use(torch.stack([even, one])).tolist() == pytest.approx([6, 1])
+
+
 def test_flicker():
     frozen = torch.rand(4, 4).expand(5, 4, 4)
     assert metrics.flicker(frozen) == 0

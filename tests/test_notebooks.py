@@ -89,7 +89,7 @@ def make_network():
 """
 
 
-@pytest.mark.parametrize("name", ["04_smoothness_ablations", "07_temporal_pointing"])
+@pytest.mark.parametrize("name", [p.stem for p in LESSONS if p.stem[:2] in ("04", "05", "06", "07")])
 def test_your_own_network_and_videos_by_parameters_alone(name, tmp_path, monkeypatch):
     """A module, two films and a table of boxes in the folder one stands in."""
     import pandas as pd

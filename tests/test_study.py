@@ -15,6 +15,7 @@ from steplab import cells, metrics, store, study
 from steplab.clips import Clip, Record
 from steplab.explain import Explanation, explain, smallest_ratio
 from steplab.explanation import fingerprint
+from steplab.faithfulness import randomised, similarity
 from steplab.networks import Affine, Network
 from steplab.study import METRICS, Study, compare, explain_once, orderings, pivot, summary
 
@@ -296,6 +297,11 @@ def test_each_metric_measures_what_it_says(network):
     assert got["flicker"] == metrics.flicker(one.mask.float())
     again = smallest_ratio(network, one.clip, 1, "ep3d", "smoke", progress=False, iterations=5)
     assert got["smallest ratio"] == again.ratio
+    assert got["frames"] == pytest.approx(metrics.frames_in_use(one.mask.float()))
+    _, strange = next(randomised(network, stops=1))
+    theirs = explain(strange, one.clip, 1, "ep3d", (0.2, 0.3), "smoke", progress=False, iterations=5)
+    assert isinstance(theirs, Explanation)
+    assert got["randomised"] == similarity(peak, theirs.heatmap)
     assert 0 <= got["deletion"] <= 1 and 0 <= got["insertion"] <= 1 and got["deletion"] != got["insertion"]
     unknown = {name: METRICS[name](result, record("a", False), network) for name in METRICS}
     assert {k for k, v in unknown.items() if math.isnan(v)} == {
@@ -306,6 +312,7 @@ def test_each_metric_measures_what_it_says(network):
     }
     chance = explain(network, one.clip, 1, "random", (0.2,), "smoke", progress=False)
     assert isinstance(chance, Explanation) and math.isnan(METRICS["smallest ratio"](chance, one, network))
+    assert METRICS["randomised"](chance, one, network) == pytest.approx(1), "it asks no network"
 
 
 # -------------------------------------------------------------------------------------------------- tables
@@ -335,6 +342,27 @@ def test_a_study_says_what_it_was_made_of(network, clip):
     assert row["dataset"] == "set" and row["network"] == "eye" and row["sha256"] == fingerprint(network)
     assert (row["clips"], row["preset"], row["ratios"], row["seeds"]) == (1, "smoke", "0.1 0.3", "2 5")
     assert row["torch"] == torch.__version__
+
+
+def test_ratios_of_a_methods_own_and_a_metric_of_ones_own(network, clip, tmp_path):
+    record = Record(clip, 0, [torch.zeros(0, 4)] * 7, None, None, "noise")
+    methods = {f"keep {v}": {"method": "random", "ratios": (v,)} for v in (0.1, 0.3)} | {"other": "random"}
+    study = Study([record], {"eye": network}, methods, ratios=(0.5,), preset="smoke", store=tmp_path)
+
+    def size(result, its, eye):
+        assert its is record and eye is network
+        return float(result.masks[0].mean())
+
+    assert study.measure("size", size).value.isna().all(), "nothing is explained yet"
+    table = study.run(progress=False).table()
+    found = study.measure("size", size)
+    assert found.value.to_list() == pytest.approx([0.1, 0.3, 0.5], abs=1e-3)
+    same = ["dataset", "network", "clip", "label", "method", "seed", "error"]
+    pd.testing.assert_frame_equal(found[same], table[same])
+    assert set(found.metric) == {"size"} and [*found.columns] == [*table.columns]
+    assert set(study.about().ratios) == {"0.1 0.3 0.5"}
+    with pytest.raises(ValueError, match="ratios must be"):
+        Study([record], {"eye": network}, {"x": {"method": "random", "ratios": (2,)}}, store=tmp_path)
 
 
 def test_pivot_and_compare_go_by_clip(table):
