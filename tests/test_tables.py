@@ -1,6 +1,7 @@
 """Notebooks run as tables: parameters are checked before anything runs, results land in the index."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -181,6 +182,23 @@ def test_notebooks_run_and_one_failure_does_not_stop_the_rest(tmp_path, capfd):
     assert (
         "Good" in index and "good/curve.png" in index and "Repaired" in index and "failed" not in index[900:]
     )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kernels talk through ports there")
+def test_kernels_talk_through_files_of_their_own(tmp_path, monkeypatch):
+    """Not in the folder one stands in, where those of two runs would meet."""
+    say = "from ipykernel.kernelapp import IPKernelApp as A\nprint(A.instance().transport, A.instance().ip)"
+    paths = [str(notebook(tmp_path / f"{name}.ipynb", say)) for name in "ab"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    runs = run_tables(paths, {}, out=tmp_path / "out", jobs=2)
+    assert [run.error for run in runs] == ["", ""]
+    told = [json.loads((tmp_path / f"out/{n}/{n}.ipynb").read_text())["cells"][-1]["outputs"] for n in "ab"]
+    transports, places = zip(*(outputs[0]["text"][0].split() for outputs in told), strict=True)
+    assert set(transports) == {"ipc"} and len(set(places)) == 2
+    for place in places:
+        assert tmp_path / "here" not in Path(place).parents and not Path(place).parent.exists()
+    assert not any((tmp_path / "here").iterdir())
 
 
 def test_a_published_table_can_be_read_again(tmp_path, monkeypatch):
