@@ -1,7 +1,8 @@
-"""The command line: explain a video, run the notebooks.
+"""The command line: explain a video, run the notebooks, look a data set through.
 
 steplab explain holiday.mp4
 steplab tables --set preset=smoke
+steplab data check ucf101
 """
 
 import argparse
@@ -22,7 +23,7 @@ _WHOLE_FRAME = ("imagenet-consensus",)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 when it did its work, 1 when a notebook failed, 2 on bad input, 130 after Ctrl-C."""
+    """Run one command; 0: done, 1: a notebook failed or data are faulty, 2: bad input, 130: Ctrl-C."""
     options = _parser().parse_args(arguments)
     warnings.showwarning = lambda message, *_, **__: print(f"steplab: warning: {message}", file=sys.stderr)
     _keep_memory()
@@ -102,6 +103,19 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("--jobs", type=int, default=1, help="notebooks at a time (default: %(default)s)")
     tables.set_defaults(run=_tables)
     tables.more = _parameters
+
+    data = commands.add_parser("data", help="look a data set of real videos through")
+    check = data.add_subparsers(title="commands", required=True).add_parser(
+        "check", help="read all of it; list what is missing, short, corrupt or without annotations"
+    )
+    check.add_argument("root", type=Path, help="UCF101-24, EPIC-Kitchens-55, or folders of videos by label")
+    check.add_argument(
+        "--dataset",
+        default="",
+        help="ucf101-24, epic-object, epic-action or folders (default: as the annotations there tell)",
+    )
+    check.add_argument("--jobs", type=int, default=0, help="processes that help to read (default: none)")
+    check.set_defaults(run=_check_data)
 
     return parser
 
@@ -212,6 +226,18 @@ def _tables(options) -> int:
     if failed:
         print(f"steplab: {len(failed)} of {len(runs)} failed: {'; '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
+
+
+def _check_data(options) -> int:
+    from .datasets import check
+
+    clips, faults = check(options.root, options.dataset, options.jobs)
+    if faults:
+        print(f"{'what':12} {'clips':>6}  where: why")
+    for fault in faults:
+        print(f"{fault.kind:12} {fault.clips:6}  {fault.path}: {fault.why}")
+    print(f"{clips} clips looked for in {options.root}, {len(faults)} faults")
+    return int(bool(faults))
 
 
 def _parameters() -> str:

@@ -1,35 +1,27 @@
-"""Data sets as records: the stage, your videos with boxes from a CSV; annotations of UCF101-24, read safely.
+"""Data sets as records: the stage, your videos with boxes from a CSV, and those of the literature by name.
 
 >>> records("clips/*.mp4", "boxes.csv", "action", count=8)     # yours; with "": the first 8 of the stage
->>> videos = read_ucf101_annotations("pyannot.pkl")
->>> videos["Diving/v_Diving_g01_c01"].tubes[0].boxes.shape     # (frames of the tube, 4)
+>>> open_dataset("ucf101-24", "ucf101", "test", cache="runs/clips")[0]
+>>> check("ucf101")                                            # what is missing, short, corrupt, unannotated
 """
 
 import csv
 import glob
 import math
-import pickle
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from .clips import Record, placement, read_clip
+from .epic import Epic
+from .folders import Fault, Folders, Videos
 from .stage import TASKS, Stage
-
-# The 24 classes of UCF101-24 in the order of their numbers.
-UCF101_24 = (
-    "Basketball", "BasketballDunk", "Biking", "CliffDiving", "CricketBowling", "Diving", "Fencing",
-    "FloorGymnastics", "GolfSwing", "HorseRiding", "IceDancing", "LongJump", "PoleVault", "RopeClimbing",
-    "SalsaSpin", "SkateBoarding", "Skiing", "Skijet", "SoccerJuggling", "Surfing", "TennisSwing",
-    "TrampolineJumping", "VolleyballSpiking", "WalkingWithDog",
-)  # fmt: skip
-
+from .ucf101 import UCF101_24, Tube, Ucf101, Video, read_ucf101_annotations  # noqa: F401
 
 # ------------------------------------------------------------------------------ what lessons ask for
 
@@ -74,6 +66,52 @@ def networks_of(text: str, task: str) -> list[str]:
     if task not in TASKS:
         raise ValueError(f"task: got {task!r}, expected one of {sorted(TASKS)}")
     return [f"stage-{task}-{family}" for family in ("r2plus1d", "vgg16lstm")]
+
+
+# ------------------------------------------------------------------------------------ data sets by name
+
+
+DATASETS: dict[str, Callable[..., Videos]] = {
+    "ucf101-24": Ucf101,
+    "epic-object": partial(Epic, task="object"),
+    "epic-action": partial(Epic, task="action"),
+    "folders": lambda root, split, **options: Folders(root, **{"random": split == "train"} | options),
+}
+
+
+def open_dataset(name: str, root: str | Path, split: str = "test", **options: Any) -> Videos:
+    """A data set by name, as on the command line.
+
+    Args:
+        name: "ucf101-24", "epic-object", "epic-action" or "folders" (which has no splits: give each's root).
+        root, split, options: as for `Ucf101`, `Epic` and `Folders`, and all of `Videos`.
+
+    Raises:
+        ValueError: no such name; as these.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"name: got {name!r}, expected one of {', '.join(DATASETS)}")
+    return DATASETS[name](root, split=split, **options)
+
+
+def check(root: str | Path, name: str = "", jobs: int = 0) -> tuple[int, list[Fault]]:
+    """How many clips of all splits were looked at, and what is wrong with them and with what lies beside.
+
+    Args:
+        root: folder of a data set.
+        name: as for `open_dataset`; by default told by the annotations that are there.
+        jobs: how many processes read beside this one.
+
+    Raises:
+        ValueError: as `open_dataset`.
+    """
+    signs = {"ucf101-24": "pyannot.pkl", "epic-object": "Valid_seg_top*.csv"}
+    signs |= {"epic-action": "EPIC_train_action_labels.csv"}
+    places = (Path(root), Path(root) / "annotations")
+    told = [n for n, sign in signs.items() if any([*place.glob(sign)] for place in places)]
+    datasets = [open_dataset(n, root, "all") for n in ([name] if name else told or ["folders"])]
+    found = [data.check(jobs) for data in datasets]
+    return sum(map(len, datasets)), [fault for faults in found for fault in faults]
 
 
 # ----------------------------------------------------------------------------------- your own videos
@@ -215,127 +253,3 @@ def _read_note(path: Path, line: int, cells: dict[str, str], notes: dict[Path, _
         if box[high] <= box[low]:
             raise _bad(path, line, _CORNERS[high], box[high], f"more than {_CORNERS[low]} = {box[low]:g}")
     note.boxes.setdefault(frame, []).append(box)
-
-
-# ----------------------------------------------------------------------------------------- UCF101-24
-
-
-@dataclass(frozen=True, eq=False)
-class Tube:
-    """One actor followed through a video.
-
-    Attributes:
-        label: number of the class in `UCF101_24`.
-        segment: first frame, and one past the last, counted from 0.
-        boxes: x0, y0, x1, y1 in pixels of the 320 x 240 video for each frame of the segment.
-    """
-
-    label: int
-    segment: tuple[int, int]
-    boxes: Float[Tensor, "frame 4"]
-
-
-@dataclass(frozen=True, eq=False)
-class Video:
-    """What is annotated in a video: number of its class, number of its frames, its tubes."""
-
-    label: int
-    frames: int
-    tubes: tuple[Tube, ...]
-
-    def boxes(self, frame: int) -> Float[Tensor, "box 4"]:
-        """All boxes of one frame; no rows where there are none."""
-        found = [
-            tube.boxes[frame - tube.segment[0]]
-            for tube in self.tubes
-            if tube.segment[0] <= frame < tube.segment[1]
-        ]
-        return torch.stack(found) if found else torch.zeros(0, 4)
-
-
-def read_ucf101_annotations(path: str | Path) -> dict[str, Video]:
-    """The corrected UCF101-24 boxes (Singh et al. 2017; `pyannot.pkl`), 3,194 videos by name.
-
-    The file is a pickle, and a pickle may name any function to be called. Here it cannot: of all names only
-    the four by which arrays are stored are understood, and these stand for plain code of this module.
-
-    Args:
-        path: the pickle; may come from anywhere.
-
-    Raises:
-        ValueError: no such file, a damaged one, one that asks for anything else than arrays, or other
-            contents.
-    """
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            stored = _ArraysOnly(file, encoding="latin1").load()
-        return {str(name): _video(facts) for name, facts in stored.items()}
-    except OSError as error:
-        raise ValueError(f"path: cannot read {str(path)!r} ({error.strerror})") from error
-    except Exception as error:  # damaged pickles raise nearly anything
-        raise ValueError(f"path: {path.name} is no file of UCF101-24 annotations: {error}") from error
-
-
-def _video(facts: dict[str, Any]) -> Video:
-    return Video(int(facts["label"]), int(facts["numf"]), tuple(_tube(tube) for tube in facts["annotations"]))
-
-
-def _tube(facts: dict[str, Any]) -> Tube:
-    first, stop = int(facts["sf"]), int(facts["ef"])
-    boxes = torch.from_numpy(_values(facts["boxes"]).astype(np.float32))  # stored in 8 bits: x + w would wrap
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or not 0 <= first < stop or stop - first != len(boxes):
-        raise ValueError(f"a tube of frames {first}..{stop} has boxes of shape {tuple(boxes.shape)}")
-    return Tube(int(facts["label"]), (first, stop), torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1))
-
-
-# ---------------------------------------------------------------------------------------------- unpickling
-
-
-class _Type:
-    """Stands for `numpy.dtype`: numbers or text. Its state gives the byte order, nothing else."""
-
-    def __init__(self, code: str, *_: object):
-        self.type = np.dtype(str(code))
-        if self.type.kind not in "biufSU":
-            raise pickle.UnpicklingError(f"arrays of type {code!r} are not understood")
-
-    def __setstate__(self, state: tuple):
-        if state[1] in ("<", ">"):
-            self.type = self.type.newbyteorder(state[1])
-
-
-class _Array:
-    """Stands for `numpy.ndarray`: keeps shape, type and bytes until `_values` asks for them."""
-
-    values: np.ndarray
-
-    def __setstate__(self, state: tuple):
-        _, shape, kind, fortran, data = state
-        values = np.frombuffer(_bytes(data), kind.type)
-        self.values = values.reshape(shape, order="F" if fortran else "C")
-
-
-def _values(stored: Any) -> np.ndarray:
-    return stored.values if isinstance(stored, _Array) else np.asarray(stored)
-
-
-def _bytes(data: bytes | str) -> bytes:
-    return data.encode("latin1") if isinstance(data, str) else bytes(data)
-
-
-def _reconstruct(*_: object) -> _Array:
-    return _Array()
-
-
-def _scalar(kind: _Type, data: bytes | str) -> Any:
-    return np.frombuffer(_bytes(data), kind.type)[0]
-
-
-class _ArraysOnly(pickle.Unpickler):
-    _KNOWN = {"_reconstruct": _reconstruct, "scalar": _scalar, "ndarray": _Array, "dtype": _Type}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") and name in self._KNOWN:
-            return self._KNOWN[name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not an array")
