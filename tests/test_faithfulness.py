@@ -4,12 +4,13 @@ import copy
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from steplab import faithfulness as fa
-from steplab.metrics import null_network
+from steplab.metrics import interval, null_network
 from steplab.narrow import NarrowR2Plus1D
 from steplab.networks import Network
 
@@ -135,6 +136,16 @@ def test_deletion_is_quantus_pixel_flipping(monkeypatch):
     first = [float(c.probability[:2].mean()) / 20 for c in ours]  # they leave out the whole clip
     areas = np.array([c.area for c in ours]) - first
     assert 20 * areas.mean() == pytest.approx(flip.get_auc_score, abs=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("ins", 0.756), ("del", 0.280)])
+def test_areas_are_those_of_published_curves(shared, kind, expected):
+    """Grad-CAM of an R(2+1)D-18 on all 910 test videos of UCF101-24, measured by others."""
+    path = shared / "r2plus1d_ucf101_24_curves" / f"ucf101_r2p1d_{kind}_grad_cam_16.csv"
+    rows = torch.from_numpy(pd.read_csv(path, index_col=0).to_numpy())
+    assert rows.shape == (910, 129)
+    areas = [fa.Curve(torch.linspace(0, 1, 129).double(), row).area for row in rows]
+    assert interval(areas).mean == pytest.approx(expected, abs=0.002)
 
 
 def test_similarity_is_spearmans_of_each_frame():
