@@ -26,6 +26,7 @@ from .config import StepConfig
 from .explain import Explanation, explain, smallest_ratio
 from .explanation import fingerprint, versions
 from .networks import Network, load_network
+from .processes import follow_parent
 from .store import engine_code, metrics_code
 from .training import grow
 
@@ -155,14 +156,7 @@ class Here(Executor):
 def _begin() -> None:
     """In a new process: leave Ctrl-C to the one that asked, and do not outlive it, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def follow():
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    follow_parent()
 
 
 class OneProcess(Executor):

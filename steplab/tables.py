@@ -31,6 +31,7 @@ import pandas as pd
 
 from .comparison import DASH, REFERENCE, TableError, beside, joined, paper, reference
 from .files import write_whole
+from .processes import follow_parent
 
 if TYPE_CHECKING:
     from traitlets.config import Config
@@ -294,7 +295,8 @@ def run_tables(
     out.mkdir(parents=True, exist_ok=True)
     runs = []
     # Processes, not threads: the runner changes the working directory, which threads share.
-    with ProcessPoolExecutor(max(1, jobs), mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max(1, jobs), mp_context=spawn, initializer=follow_parent) as pool:
         waiting = {pool.submit(_run_one, p, out.resolve(), given, timeout): p for p, given in taken.items()}
         for done in as_completed(waiting):
             try:

@@ -3,6 +3,9 @@
 import json
 import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -199,6 +202,35 @@ def test_kernels_talk_through_files_of_their_own(tmp_path, monkeypatch):
     for place in places:
         assert tmp_path / "here" not in Path(place).parents and not Path(place).parent.exists()
     assert not any((tmp_path / "here").iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_nothing_goes_on_when_the_run_is_killed(tmp_path):
+    """Neither the process of a notebook nor its kernel outlives the command."""
+    say = "import os, time\nopen('pids', 'w').write(f'{os.getpid()} {os.getppid()}')\ntime.sleep(600)"
+    path = notebook(tmp_path / "a.ipynb", say)
+    command = [sys.executable, "-m", "steplab", "tables", str(path), "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, cwd=tmp_path) as run:
+        until(lambda: (tmp_path / "pids").exists() and len((tmp_path / "pids").read_text().split()) == 2)
+        run.kill()
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    until(lambda: not any(alive(pid) for pid in pids))
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")  # a dead process that nobody has waited for is still listed
+    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it does not come about"
+        time.sleep(0.1)
 
 
 def test_a_published_table_can_be_read_again(tmp_path, monkeypatch):
