@@ -319,7 +319,7 @@ class Study:
     def measure(self, metric: str, function: Callable[[Explanation, Record, Network], float]) -> pd.DataFrame:
         """What a function of your own says of the explanations that are stored: rows as in `table()`.
 
-        Computed in this process, and not stored. Value is NaN where there is no explanation (yet).
+        Computed in this process, and not stored. Value is NaN where there is no explanation; `error` says why.
 
         Args:
             metric: what to call it.
@@ -328,7 +328,8 @@ class Study:
         rows = []
         for cell in self._grid(self.networks, self.records):
             found = self.store.explanation(cell.key, cell.record.clip)
-            label, error = ("", _PENDING) if found is None else (found.label, "")
+            failed = next((self._errors[k] for k in cell.keys.values() if k in self._errors), _PENDING)
+            label, error = ("", failed) if found is None else (found.label, "")
             value = (
                 np.nan if found is None else float(function(found, cell.record, self.networks[cell.network]))
             )

@@ -346,7 +346,8 @@ def test_a_study_says_what_it_was_made_of(network, clip):
 
 def test_ratios_of_a_methods_own_and_a_metric_of_ones_own(network, clip, tmp_path):
     record = Record(clip, 0, [torch.zeros(0, 4)] * 7, None, None, "noise")
-    methods = {f"keep {v}": {"method": "random", "ratios": (v,)} for v in (0.1, 0.3)} | {"other": "random"}
+    methods = {f"keep {v}": {"method": "random", "ratios": (v,)} for v in (0.1, 0.3)}
+    methods |= {"other": "random", "unfit": "eb-r"}
     study = Study([record], {"eye": network}, methods, ratios=(0.5,), preset="smoke", store=tmp_path)
 
     def size(result, its, eye):
@@ -356,7 +357,8 @@ def test_ratios_of_a_methods_own_and_a_metric_of_ones_own(network, clip, tmp_pat
     assert study.measure("size", size).value.isna().all(), "nothing is explained yet"
     table = study.run(progress=False).table()
     found = study.measure("size", size)
-    assert found.value.to_list() == pytest.approx([0.1, 0.3, 0.5], abs=1e-3)
+    assert found.value.to_list() == pytest.approx([0.1, 0.3, 0.5, math.nan], abs=1e-3, nan_ok=True)
+    assert found.error.to_list()[:3] == [""] * 3 and "eb-r is for" in found.error.to_list()[3]
     same = ["dataset", "network", "clip", "label", "method", "seed", "error"]
     pd.testing.assert_frame_equal(found[same], table[same])
     assert set(found.metric) == {"size"} and [*found.columns] == [*table.columns]
