@@ -319,7 +319,7 @@ class Study:
     def measure(self, metric: str, function: Callable[[Explanation, Record, Network], float]) -> pd.DataFrame:
         """What a function of your own says of the explanations that are stored: rows as in `table()`.
 
-        Computed in this process, and not stored. Value is NaN where there is no explanation; `error` says why.
+        Computed in this process, not stored. Value is NaN where there is no explanation; `error` says why.
 
         Args:
             metric: what to call it.
