@@ -360,3 +360,11 @@ def test_no_figure_stays_open(pixels, mask):
     figures.filmstrip(pixels, mask)
     figures.bars({"a": 0.5})
     assert plt.get_fignums() == before
+
+
+@pytest.mark.parametrize(
+    ("x", "log", "words"), [((0.02, 0.1, 0.5), True, "0.02 0.1 0.5"), ((1, 2, 5), False, "1 2 5")]
+)
+def test_few_places_are_written_below_a_curve(x, log, words):
+    axes = figures.curves(x, {"line": np.array(x)}, xlabel="x", ylabel="y", log=log).axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == words.split()
