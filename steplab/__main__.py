@@ -1,12 +1,14 @@
-"""The command line: explain a video, run the notebooks, look a data set through.
+"""The command line: explain a video, run the notebooks, look a data set through, train on it.
 
 steplab explain holiday.mp4
 steplab tables --set preset=smoke
 steplab data check ucf101
+steplab train --dataset ucf101-24 --root ucf101 --network r2plus1d_18 --init kinetics400
 """
 
 import argparse
 import ctypes
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,6 +19,9 @@ from . import __version__
 # What bad input, missing files, extras and connections raise; anything else is our own fault
 # and shows its traceback.
 _EXPECTED = (ValueError, OSError, ImportError)
+
+# The lessons that rerun the paper's experiments on its own data; EPIC-Action has no boxes to point at.
+_LESSONS = {"epic-action": ["05", "07"]} | dict.fromkeys(("ucf101-24", "epic-object"), ["04", "05", "06"])
 
 # Networks that see all of a frame, squeezed to a square; the others cut out its centre.
 _WHOLE_FRAME = ("imagenet-consensus",)
@@ -99,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="a parameter (see below) for those of the notebooks that have it",
     )
+    tables.add_argument(
+        "--dataset",
+        choices=tuple(_LESSONS),
+        help="the paper's experiment on this data set (by default the lessons 04 to 07 that it fits)",
+    )
+    tables.add_argument("--root", type=Path, help="where that data set lies")
     tables.add_argument("--out", type=Path, default=Path("runs"), help="default: %(default)s")
     tables.add_argument("--jobs", type=int, default=1, help="notebooks at a time (default: %(default)s)")
     tables.set_defaults(run=_tables)
@@ -116,6 +127,51 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--jobs", type=int, default=0, help="processes that help to read (default: none)")
     check.set_defaults(run=_check_data)
+
+    train = commands.add_parser(
+        "train",
+        help="train a network on a data set of real videos",
+        description="Train, print a line an epoch, write checkpoint, log, network and plot. The same command "
+        "again goes on where it was. On several GPUs: torchrun --nproc-per-node N -m steplab train ...",
+    )
+    train.add_argument("--dataset", required=True, help="ucf101-24, epic-object, epic-action or folders")
+    train.add_argument("--root", type=Path, required=True, help="where it lies")
+    train.add_argument(
+        "--network",
+        default="r2plus1d_18",
+        help="r2plus1d_18, vgg16lstm, narrow-r2plus1d or narrow-vgg16lstm (default: %(default)s)",
+    )
+    train.add_argument(
+        "--init", default="none", help="kinetics400, imagenet, a saved network or none (default: %(default)s)"
+    )
+    train.add_argument("--epochs", type=int, default=20, help="default: %(default)s")
+    train.add_argument(
+        "--batch", type=int, default=16, help="clips in a step, on all GPUs (default: %(default)s)"
+    )
+    train.add_argument("--optimiser", default="adamw", help="adamw or sgd (default: %(default)s)")
+    train.add_argument("--rate", type=float, help="highest learning rate (default: 3e-4, 1e-2 for sgd)")
+    train.add_argument("--decay", type=float, default=0.01, help="weight decay (default: %(default)s)")
+    train.add_argument("--size", type=int, help="px of the clips read (default: the network's own)")
+    train.add_argument(
+        "--precision", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)"
+    )
+    train.add_argument("--no-mirror", dest="mirror", action="store_false", help="show no clip mirrored")
+    train.add_argument(
+        "--block-states",
+        action=argparse.BooleanOptionalAction,
+        help="let no gradient cross the steps of an LSTM (default: vgg16lstm, as in the paper)",
+    )
+    train.add_argument(
+        "--average",
+        default="probabilities",
+        help="of an LSTM's steps: probabilities, as in the paper, or losses (default: %(default)s)",
+    )
+    train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    train.add_argument("--device", help="cpu, cuda ... (default: a GPU if there is one)")
+    train.add_argument("--workers", type=int, default=0, help="processes that read videos (default: none)")
+    train.add_argument("--cache", type=Path, help="folder for decoded clips, which saves decoding them again")
+    train.add_argument("--out", type=Path, help="default: runs/DATASET-NETWORK")
+    train.set_defaults(run=_train)
 
     return parser
 
@@ -220,12 +276,35 @@ def _label(network, clip, wanted: str | None) -> int:
 def _tables(options) -> int:
     from .tables import run_tables
 
-    runs = run_tables(options.notebooks, dict(options.set), options.out, options.jobs)
+    names, given = options.notebooks, dict(options.set)
+    if (options.dataset is None) != (options.root is None):
+        raise ValueError(f"dataset, root: got {options.dataset} and {options.root}, expected both or neither")
+    if options.dataset:
+        names, given = (
+            names or _LESSONS[options.dataset],
+            given | {"clips": f"{options.dataset}:{options.root}"},
+        )
+    runs = run_tables(names, given, options.out, options.jobs)
     print(f"wrote {options.out / 'index.html'}")
     failed = [f"{run.name}: {run.error}" for run in runs if run.error]
     if failed:
         print(f"steplab: {len(failed)} of {len(runs)} failed: {'; '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
+
+
+def _train(options) -> int:
+    from dataclasses import fields
+
+    from .finetune import Recipe, finetune
+
+    recipe = Recipe(**{f.name: getattr(options, f.name) for f in fields(Recipe)})
+    _check_device(options.device)
+    out = options.out or Path("runs") / f"{recipe.dataset}-{recipe.network}"
+    how = {"cache": options.cache, "workers": options.workers, "device": options.device}
+    network = finetune(recipe, options.root, out, **how)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"wrote {out / network.name}.safetensors")
+    return 0
 
 
 def _check_data(options) -> int:

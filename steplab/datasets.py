@@ -1,6 +1,7 @@
 """Data sets as records: the stage, your videos with boxes from a CSV, and those of the literature by name.
 
 >>> records("clips/*.mp4", "boxes.csv", "action", count=8)     # yours; with "": the first 8 of the stage
+>>> records("ucf101-24:path/to/ucf101")                        # the 120 clips of the paper
 >>> open_dataset("ucf101-24", "ucf101", "test", cache="runs/clips")[0]
 >>> check("ucf101")                                            # what is missing, short, corrupt, unannotated
 """
@@ -19,6 +20,7 @@ import torch
 
 from .clips import Record, placement, read_clip
 from .epic import Epic
+from .files import RUNS
 from .folders import Fault, Folders, Videos
 from .stage import TASKS, Stage
 from .ucf101 import UCF101_24, Tube, Ucf101, Video, read_ucf101_annotations  # noqa: F401
@@ -35,16 +37,32 @@ def records(
     *,
     frames: int = 16,
     size: int = 112,
+    joined: bool = False,
 ) -> list[Record]:
-    """Your videos if `clips` says which (`read_records`), else the first `count` test clips of the stage.
+    """Your videos if `clips` says which, else the first `count` test clips of the stage.
 
     Args:
-        clips, boxes, frames, size: as for `read_records`; of your videos, none of which is left out.
+        clips: a pattern, as for `read_records`; or a data set and where it lies, such as
+            "ucf101-24:path/to/ucf101": then the paper's test clips, 5 a class, cached in `runs/clips`.
+        boxes, frames, size: as for `read_records`; of your videos, none of which is left out.
         task, count, seed: of the stage.
+        joined: of "epic-action", clips joined with the background beside them (`Epic`, `temporal`).
 
     Raises:
-        ValueError: as `read_records` and `Stage`; `boxes` without `clips`.
+        ValueError: as `read_records`, `Stage` and `open_dataset`; `boxes` without `clips` or with a data set.
+
+    Warns:
+        UserWarning: videos of the data set are missing.
     """
+    name, root = _named(clips)
+    if name:
+        if boxes:
+            raise ValueError(f"boxes: got {boxes!r} with {clips!r}, which has its own; expected none")
+        how: dict[str, Any] = {"temporal": True} if joined and name == "epic-action" else {}
+        data = open_dataset(name, root, frames=frames, size=size, cache=RUNS / "clips", **how)
+        data = data.paper_subset() if isinstance(data, Ucf101) else data
+        there = data.there()
+        return [there[k] for k in range(len(there))]
     if clips:
         return read_records(clips, boxes or None, frames, size)
     if boxes:
@@ -53,6 +71,26 @@ def records(
         )
     stage = Stage(task, "test", seed, length=count)
     return [stage[k] for k in range(count)]
+
+
+def tasks_of(clips: str) -> list[str]:
+    """What `clips` (as for `records`) shows: "action", "object" or "moment" for a data set of the paper.
+
+    Your own videos are just ["clips"]; none, when `clips` is empty: the lesson's own.
+    """
+    name, _ = _named(clips)
+    return [_TASKS.get(name, "clips")] if clips else []
+
+
+def ratios_of(clips: str) -> tuple[float, ...] | str:
+    """For `Study`: the paper's four for its data sets (`clips` as for `records`), else a tenth."""
+    return "paper" if tasks_of(clips) not in ([], ["clips"]) else (0.1,)
+
+
+def _named(clips: str) -> tuple[str, str]:
+    """Name and folder, if `clips` names a data set."""
+    name, _, root = clips.partition(":")
+    return (name, root) if name in DATASETS and root else ("", "")
 
 
 def networks_of(text: str, task: str) -> list[str]:
@@ -75,15 +113,16 @@ DATASETS: dict[str, Callable[..., Videos]] = {
     "ucf101-24": Ucf101,
     "epic-object": partial(Epic, task="object"),
     "epic-action": partial(Epic, task="action"),
-    "folders": lambda root, split, **options: Folders(root, **{"random": split == "train"} | options),
+    "folders": Folders,
 }
+_TASKS = {"ucf101-24": "action", "epic-object": "object", "epic-action": "moment"}  # the stage's likenesses
 
 
 def open_dataset(name: str, root: str | Path, split: str = "test", **options: Any) -> Videos:
     """A data set by name, as on the command line.
 
     Args:
-        name: "ucf101-24", "epic-object", "epic-action" or "folders" (which has no splits: give each's root).
+        name: "ucf101-24", "epic-object", "epic-action" or "folders".
         root, split, options: as for `Ucf101`, `Epic` and `Folders`, and all of `Videos`.
 
     Raises:

@@ -5,6 +5,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+RUNS = Path(__file__).resolve().parents[1] / "runs"  # where results go that nobody else has named a place for
+
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write under another name (`.*.part`), flush, rename: readers find all of it, or what was before.

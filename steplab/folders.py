@@ -146,6 +146,13 @@ class Videos(Dataset):
         other.items = kept
         return other
 
+    def there(self) -> "Videos":
+        """The same without the clips whose video is missing, of which it warns."""
+        found = self.subset()
+        if missing := len(self) - len(found):
+            warnings.warn(f"{missing} of {len(self)} clips are missing; `steplab data check` lists them")
+        return found
+
     def truth(self, item: Item, numbers: list[int], times: list[float]) -> Truth:
         """What is known of frames sampled: their numbers in the video from 0, their times in seconds."""
         return Truth()
@@ -318,23 +325,36 @@ def draw(names: Iterable[str], count: int, seed: int, group: str) -> list[str]:
 class Folders(Videos):
     """Videos in one folder a label, as Kinetics comes: `<label>/*.mp4` or `<label>/<clip>/*.png`.
 
-    Folders of frames may also lie in the root, named `<label>-<id>_<start>_<length>`.
+    Folders of frames may also lie beside the labels, named `<label>-<id>_<start>_<length>`.
 
     Args:
-        root: the folder, such as `kinetics/val`.
-        classes: names of labels in the order of a network's outputs; by default those found, sorted.
+        root: the folder, such as `kinetics/val`; or one above it, which holds train/ and test/ or val/.
+        split: "train", "test" or "all", where there are train/ and the like; without them always all.
+        classes: names of labels in the order of a network's outputs; by default those found in all splits,
+            sorted.
         rate: frames a second in folders of frames.
-        sampling: as for `Videos`.
+        sampling: as for `Videos`; `random` by default for "train" only.
 
     Raises:
-        ValueError: nothing there, or a label that is not one of `classes`.
+        ValueError: another split, nothing there, or a label that is not one of `classes`.
     """
 
     def __init__(
-        self, root: str | Path, classes: Sequence[str] | None = None, *, rate: float = 25.0, **sampling: Any
+        self,
+        root: str | Path,
+        split: str = "all",
+        classes: Sequence[str] | None = None,
+        *,
+        rate: float = 25.0,
+        **sampling: Any,
     ):
+        if split not in SPLITS:
+            raise ValueError(f"split: got {split!r}, expected one of {SPLITS}")
+        parts = [p for p in (Path(root) / name for name in ("train", "test", "val")) if p.is_dir()]
+        bases = parts or [Path(root)]
+        wanted = [p for p in parts if split in ("all", "train" if p.name == "train" else "test")] or bases
         found: list[tuple[str, Path]] = []
-        for folder in sorted(p for p in Path(root).glob("[!.]*") if p.is_dir()):
+        for folder in sorted(p for base in bases for p in base.glob("[!.]*") if p.is_dir()):
             inside = [p for p in sorted(folder.iterdir()) if p.is_dir() or p.suffix.lower() in VIDEOS]
             found += [(folder.name, p) for p in inside]
             if not inside and _pictures(folder, folder.stat().st_mtime_ns)[0]:
@@ -348,5 +368,7 @@ class Folders(Videos):
         items = [
             Item(path.relative_to(root).as_posix(), order.index(label), path, rate=rate)
             for label, path in found
+            if any(base in path.parents for base in wanted)
         ]
+        sampling = dict(random=split == "train") | sampling
         super().__init__(items, order, **sampling)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,12 +27,14 @@ from torch import Tensor, nn
 
 from . import pretrained
 from .narrow import NarrowR2Plus1D, NarrowVGG16LSTM
+from .r2plus1d import R2Plus1D18
 from .vgg_lstm import VGG16LSTM
 
 __all__ = [
     "NarrowR2Plus1D",
     "NarrowVGG16LSTM",
     "Network",
+    "R2Plus1D18",
     "VGG16LSTM",
     "available_networks",
     "load_network",
@@ -39,7 +42,9 @@ __all__ = [
 ]
 
 # A saved file may only name one of these: loading it runs no code but ours.
-_FAMILIES: dict[str, type[nn.Module]] = {"NarrowR2Plus1D": NarrowR2Plus1D, "NarrowVGG16LSTM": NarrowVGG16LSTM}
+_FAMILIES: dict[str, type[nn.Module]] = {
+    family.__name__: family for family in (NarrowR2Plus1D, NarrowVGG16LSTM, R2Plus1D18, VGG16LSTM)
+}
 
 
 class Network:
@@ -152,15 +157,25 @@ class Network:
 
 
 class Affine:
-    """Preprocessing (x - mean) / std, one mean and std for each colour."""
+    """Preprocessing (x - mean) / std, one mean and std for each colour.
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        self.mean, self.std = tuple(mean), tuple(std)
+    Args:
+        size: px to which frames of another size are stretched first (bilinear); None: they stay.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], size: int | None = None):
+        self.mean, self.std, self.size = tuple(mean), tuple(std), size
 
     def __repr__(self) -> str:
-        return f"Affine({self.mean}, {self.std})"
+        return f"Affine({self.mean}, {self.std}{f', {self.size}' if self.size else ''})"
 
     def __call__(self, pixels: Float[Tensor, "batch 3 time height width"]) -> Tensor:
+        if self.size and tuple(pixels.shape[-2:]) != (self.size, self.size):
+            frames = pixels.transpose(1, 2)
+            sized = F.interpolate(
+                frames.flatten(0, 1), (self.size, self.size), mode="bilinear", antialias=True
+            )
+            pixels = sized.unflatten(0, frames.shape[:2]).transpose(1, 2)
         mean, std = (pixels.new_tensor(v).view(1, 3, 1, 1, 1) for v in (self.mean, self.std))
         return (pixels - mean) / std
 
@@ -244,7 +259,7 @@ def save_network(
     """Write `<name>.safetensors` and `<name>.json` (classes, preprocessing, recipe, report, sha256).
 
     Args:
-        network: wraps a `NarrowR2Plus1D` or `NarrowVGG16LSTM`.
+        network: wraps a network of this kit, full-size or narrow.
         name: file name without ending.
         recipe, report: what is needed to train it again, and what was measured; anything JSON can hold.
         folder: where to write; None is the kit's own `data/networks`.
@@ -269,7 +284,8 @@ def save_network(
         "family": family,
         "settings": module.settings,
         "classes": network.classes,
-        "preprocess": {"mean": affine.mean, "std": affine.std},
+        "preprocess": {"mean": affine.mean, "std": affine.std}
+        | ({"size": affine.size} if affine.size else {}),
         "output": network.output,
         "frames": network.frames,
         "size": network.size,
@@ -318,7 +334,7 @@ def _load_saved(weights: Path) -> Network:
         if len(facts["classes"]) != facts["settings"]["classes"]:
             raise ValueError(f"{len(facts['classes'])} names for {facts['settings']['classes']} outputs")
         module.load_state_dict(load_file(weights))
-        affine = Affine(facts["preprocess"]["mean"], facts["preprocess"]["std"])
+        affine = Affine(**facts["preprocess"])
         network = Network(
             module.eval(),
             facts["classes"],

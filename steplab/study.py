@@ -29,10 +29,11 @@ from .clips import Clip, Record
 from .config import make_config
 from .explain import as_clips, check_ratios, explain
 from .explanation import Explanation, fingerprint, versions
+from .files import RUNS
 from .networks import Network, load_network
 from .store import Store, explanation_key, metric_key, network_facts, truth_facts
 from .summaries import compare, orderings, pivot, summary
-from .tables import RUNS
+from .vgg_lstm import VGGLSTM
 
 __all__ = ["METRICS", "Study", "compare", "explain_once", "orderings", "pivot", "summary"]
 
@@ -81,6 +82,11 @@ def explain_once(
     return result
 
 
+def paper_ratios(network: Network) -> tuple[float, ...]:
+    """The four at which the paper explains networks of this family; a CNN-LSTM gets larger ones."""
+    return (0.05, 0.1, 0.2, 0.3) if isinstance(network.module, VGGLSTM) else (0.02, 0.05, 0.1, 0.2)
+
+
 def _explain(network: Network, clip: Clip, asked: dict, overrides: dict) -> Explanation:
     result = explain(network, clip, progress=False, **asked, **overrides)
     assert isinstance(result, Explanation)
@@ -111,7 +117,7 @@ class Study:
         methods: of `explain`; or a mapping from names to show to a method or to settings, such as
             `{"method": "step", "core_padding": "none"}`; `preset` and `ratios` of its own may be among them.
         metrics: names in `METRICS`.
-        ratios, preset: as for `explain`.
+        ratios, preset: as for `explain`; or ratios="paper", the paper's four for each network's family.
         seeds: one explanation each. What `explain` gets mixes it with the clip's name: all methods of a clip
             start alike, each clip otherwise.
         name: of the data, the table's column `dataset`.
@@ -129,7 +135,7 @@ class Study:
         networks: str | Network | Sequence[str | Network] | Mapping[str, str | Network],
         methods: str | Sequence[str] | Mapping[str, str | Mapping[str, Any]],
         metrics: Sequence[str] = ("S-PT",),
-        ratios: Sequence[float] = (0.1,),
+        ratios: Sequence[float] | str = (0.1,),
         preset: str = "lesson",
         seeds: Sequence[int] = (0,),
         name: str = "action",
@@ -158,7 +164,8 @@ class Study:
         _distinct("seeds", self.seeds)
         if strange := [s for s in self.seeds if isinstance(s, bool) or not isinstance(s, int)]:
             raise ValueError(f"seeds: got {strange[0]!r}, expected whole numbers")
-        self.ratios, self.preset, self.name, self.device = check_ratios(ratios), preset, name, device
+        self.ratios = None if ratios == "paper" else check_ratios(ratios)  # type: ignore[arg-type]
+        self.preset, self.name, self.device = preset, name, device
         self.methods = self._settings(_shown("methods", methods, (str, Mapping)), overrides)
         for network in self.networks.values():
             for record in self.records:
@@ -173,7 +180,7 @@ class Study:
         for shown, given in methods.items():
             own = {"method": given} if isinstance(given, str) else dict(given)
             method, preset = own.pop("method", None), own.pop("preset", self.preset)
-            ratios = check_ratios(own.pop("ratios", self.ratios))
+            ratios = check_ratios(own.pop("ratios")) if "ratios" in own else self.ratios
             if not isinstance(method, str):
                 raise ValueError(f"methods: {shown!r} has settings without a method: {given!r}")
             for size in sizes:
@@ -205,8 +212,9 @@ class Study:
                 size = record.clip.pixels.shape[1:]
                 for method, settings in self.methods.items():
                     for seed in self.seeds:
-                        asked = {"target": _target(network, record)}
-                        asked |= {k: settings[k] for k in ("method", "preset", "ratios")}
+                        asked: dict[str, Any] = {"target": _target(network, record)}
+                        asked |= {k: settings[k] for k in ("method", "preset")}
+                        asked["ratios"] = settings["ratios"] or paper_ratios(network)
                         asked["seed"] = zlib.crc32(f"{seed} {record.name}".encode())
                         key = explanation_key(facts, clip, size, asked, settings["constants"])
                         keys = {m: metric_key(key, m, METRICS[m], truth) for m in self.metrics}
@@ -347,13 +355,13 @@ class Study:
 
         Columns: dataset, network, sha256, clips, preset, ratios, seeds, and one for each of `versions()`.
         """
-        asked = {"clips": len(self.records), "preset": self.preset}
-        ratios = dict.fromkeys(v for settings in self.methods.values() for v in settings["ratios"])
-        asked |= {"ratios": " ".join(map(str, ratios)), "seeds": " ".join(map(str, self.seeds))}
-        rows = [
-            {"dataset": self.name, "network": shown, "sha256": fingerprint(network), **asked, **versions()}
-            for shown, network in self.networks.items()
-        ]
+        asked, rows = {"clips": len(self.records), "preset": self.preset}, []
+        for shown, network in self.networks.items():
+            where = {"dataset": self.name, "network": shown, "sha256": fingerprint(network)}
+            used = [s["ratios"] or paper_ratios(network) for s in self.methods.values()]
+            asked["ratios"] = " ".join(map(str, dict.fromkeys(v for ratios in used for v in ratios)))
+            asked["seeds"] = " ".join(map(str, self.seeds))
+            rows.append({**where, **asked, **versions()})
         return pd.DataFrame(rows)
 
     def failures(self) -> pd.DataFrame:

@@ -27,7 +27,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from .comparison import DASH, REFERENCE, TableError, beside, joined, paper, reference
-from .files import write_whole
+from .files import RUNS, write_whole
 from .parameters import (
     NOTEBOOKS,
     check_parameters,
@@ -64,7 +64,6 @@ __all__ = [
     "write_index",
 ]
 
-RUNS = NOTEBOOKS.parent / "runs"
 PUBLISH = "STEPLAB_PUBLISH"  # environment of a notebook run by run_tables: the folder its tables go to
 _LIST = "published.txt"  # in that folder: names of the files, in the order of publication
 _ROWS = 50  # of a table shown in the index; its CSV has all

@@ -101,8 +101,8 @@ class Ucf101(Videos):
     Boxes are those of all actors; `segment` reaches from the first sampled frame with one to the last.
 
     Args:
-        root: holds `<Class>/v_*.avi` (or `videos/<Class>/...`), and there or in `annotations/` the files
-            `pyannot.pkl` and `testlist01.txt` (that of all 101 classes will do).
+        root: holds `<Class>/v_*.avi` (or mp4 and the like; or `videos/<Class>/...`), and there or in
+            `annotations/` the files `pyannot.pkl` and `testlist01.txt` (that of all 101 classes will do).
         split: "train", "test" or "all".
         sampling: as for `Videos`; `random` by default for "train" only.
 
@@ -121,12 +121,17 @@ class Ucf101(Videos):
             raise ValueError("root: testlist01.txt names none of pyannot.pkl, expected Class/v_Class_g01_c01")
         self.videos = self.root / "videos" if (self.root / "videos").is_dir() else self.root
         items = [
-            Item(name.rpartition("/")[2], v.label, self.videos / f"{name}.avi", length=v.frames, known=v)
+            Item(name.rpartition("/")[2], v.label, self._where(name), length=v.frames, known=v)
             for name, v in sorted(self.known.items())
             if split == "all" or (name in self.listed) == (split == "test")
         ]
         sampling = dict(random=split == "train") | sampling
         super().__init__(items, UCF101_24, **sampling)
+
+    def _where(self, name: str) -> Path:
+        """The video: an avi, as it comes, or one of another kind if that is there."""
+        paths = [self.videos / f"{name}{ending}" for ending in (".avi", *VIDEOS)]
+        return next((path for path in paths if path.is_file()), paths[0])
 
     def paper_subset(self, seed: int = 0) -> Videos:
         """5 test videos a class, drawn at random: 120 in all, as in the paper (section 4.1).
@@ -149,8 +154,8 @@ class Ucf101(Videos):
     def strays(self) -> list[Fault]:
         """Videos of the 24 classes that are there, or on the list, and not in `pyannot.pkl`."""
         there = {p for c in UCF101_24 for p in (self.videos / c).glob("*") if p.suffix.lower() in VIDEOS}
-        there |= {self.videos / f"{n}.avi" for n in self.listed if n.partition("/")[0] in UCF101_24}
-        known = {self.videos / f"{name}.avi" for name in self.known}
+        there |= {self._where(n) for n in self.listed if n.partition("/")[0] in UCF101_24}
+        known = {self._where(name) for name in self.known}
         return [Fault("unannotated", str(p), "is not in pyannot.pkl") for p in sorted(there - known)]
 
 

