@@ -14,7 +14,10 @@ NOTEBOOKS ?=
 PRESET ?=
 SET ?=
 JOBS ?= 1
-# What `make train` trains: make train NETWORKS=stage-action-r2plus1d
+# The paper's experiment on its own data: make tables DATASET=ucf101-24 ROOT=ucf101 NETWORKS="runs/a runs/b" PRESET=full
+DATASET ?=
+ROOT ?=
+# What `make train` trains, and what lessons 04 to 07 look into: make train NETWORKS=stage-action-r2plus1d
 NETWORKS ?=
 # Arguments for pytest: make test ARGS="-k clips"
 ARGS ?=
@@ -30,7 +33,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
 help:
 	@echo "make lab      open the lessons in JupyterLab (port $(PORT), or PORT=...)"
-	@echo "make tables   run every notebook anew into runs/ and write runs/index.html (NOTEBOOKS=, PRESET=, SET=, JOBS=)"
+	@echo "make tables   run every notebook anew into runs/ and write runs/index.html (NOTEBOOKS=, PRESET=, SET=, JOBS=, DATASET= ROOT= NETWORKS=)"
 	@echo "make train    train the small networks anew (NETWORKS=name ...)"
 	@echo "make bench    measure the engine's speed on this machine"
 	@echo "make test     lint, types, tests, notebooks (ARGS=... for pytest)"
@@ -59,7 +62,8 @@ lab: $(USE)
 
 tables: $(USE)
 	@echo "Running notebooks into runs/ ..."
-	@$(BIN)/python -m steplab tables $(NOTEBOOKS) --jobs $(JOBS) $(if $(PRESET),--set 'preset=$(PRESET)') $(foreach s,$(SET),--set '$(s)')
+	@$(BIN)/python -m steplab tables $(NOTEBOOKS) --jobs $(JOBS) $(if $(DATASET),--dataset '$(DATASET)' --root '$(ROOT)') \
+		$(if $(NETWORKS),--set 'networks=$(NETWORKS)') $(if $(PRESET),--set 'preset=$(PRESET)') $(foreach s,$(SET),--set '$(s)')
 
 train: $(USE)
 	@echo "Training $(or $(NETWORKS),all networks) into data/networks/ ..."

@@ -38,12 +38,14 @@ def records(
     frames: int = 16,
     size: int = 112,
     joined: bool = False,
+    everything: bool = False,
 ) -> list[Record]:
     """Your videos if `clips` says which, else the first `count` test clips of the stage.
 
     Args:
         clips: a pattern, as for `read_records`; or a data set and where it lies, such as
-            "ucf101-24:path/to/ucf101": then the paper's test clips, 5 a class, cached in `runs/clips`.
+            "ucf101-24:path/to/ucf101": then the paper's test clips, 5 a class, cached in `runs/clips`: all of
+            them with `everything`, else `count`, spread over the classes.
         boxes, frames, size: as for `read_records`; of your videos, none of which is left out.
         task, count, seed: of the stage.
         joined: of "epic-action", clips joined with the background beside them (`Epic`, `temporal`).
@@ -62,7 +64,9 @@ def records(
         data = open_dataset(name, root, frames=frames, size=size, cache=RUNS / "clips", **how)
         data = data.paper_subset() if isinstance(data, Ucf101) else data
         there = data.there()
-        return [there[k] for k in range(len(there))]
+        order = sorted(range(len(there)), key=lambda k: there.items[k].label)
+        many = len(order) if everything else min(count, len(order))
+        return [there[order[round(k * (len(order) - 1) / max(many - 1, 1))]] for k in range(many)]
     if clips:
         return read_records(clips, boxes or None, frames, size)
     if boxes:

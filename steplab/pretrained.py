@@ -27,6 +27,19 @@ CUTS = "transnetv2-cuts"
 NAMES = (*(f"kinetics-{name}" for name in _KINETICS), CONSENSUS, CUTS)
 
 
+class Printed:
+    """A function that prints as `words`, not as an address: what was explained once is found again by it."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], words: str):
+        self.function, self.words = function, words
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return self.function(pixels)
+
+    def __repr__(self) -> str:
+        return self.words
+
+
 def build(name: str) -> dict[str, Any]:
     """The arguments of `Network` for one of `NAMES`.
 
@@ -86,12 +99,13 @@ def _kinetics(builder: str) -> dict[str, Any]:
     module.load_state_dict(trained)
     without_inplace(module)
     preset = weights.transforms()
-    crop = int(preset.crop_size[0])
+    crop, taken = int(preset.crop_size[0]), frames if builder.startswith("mvit") else None
     return {
         "fn": module.eval(),
         "classes": tuple(weights.meta["categories"]),
-        "preprocess": partial(
-            kinetics_pixels, preset, crop, frames=frames if builder.startswith("mvit") else None
+        "preprocess": Printed(
+            partial(kinetics_pixels, preset, crop, frames=taken),
+            f"kinetics_pixels({preset}, {crop}, {taken})",
         ),
         "frames": frames,
         "size": crop,
@@ -147,7 +161,7 @@ def _consensus() -> dict[str, Any]:
     return {
         "fn": FrameConsensus(frame).eval(),
         "classes": tuple(EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]),
-        "preprocess": consensus_pixels,
+        "preprocess": Printed(consensus_pixels, "consensus_pixels"),
         "frames": 16,
         "size": 224,
         "target_layer": "frame._conv_head",
@@ -243,7 +257,7 @@ def _cuts() -> dict[str, Any]:
     return {
         "fn": CutFinder(net).eval(),
         "classes": ("no cut", "cut"),
-        "preprocess": cut_pixels,
+        "preprocess": Printed(cut_pixels, "cut_pixels"),
         "target_layer": "net.SDDCNN.2",
     }
 

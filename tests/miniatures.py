@@ -55,8 +55,8 @@ def epic(root, objects=("fish", "key"), actions=("waves", "kicks"), count=7):
         _film(root, video, record.clip.pixels, info)
         text = {}
         for frame in range(1, 121, 30):  # at 60 a second
-            x0, y0, x1, y1 = (int(v) for v in record.boxes[(frame - 1) * FPS // 60][0])
-            text[frame] = [(y0, x0, y1 - y0, x1 - x0)]
+            for x0, y0, x1, y1 in record.boxes[(frame - 1) * FPS // 60].int().tolist():
+                text[frame] = [(y0, x0, y1 - y0, x1 - x0)]
         boxes.append(f'{k},{video},{objects[k // count]},{k // count},hold,1,120,"{text}"')
     still = Stage("action", "test", 0, nothing=True)
     for k, record in enumerate(clips("action", actions, count)):
