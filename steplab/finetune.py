@@ -338,6 +338,8 @@ class _Run:
     def _hits(self) -> Tensor:
         """Test clips whose label is the first, or among the first five answers; how many there are."""
         self.module.eval()
+        for buffer in self.core.buffers() if self.world > 1 else ():
+            dist.broadcast(buffer, 0)  # means and variances of batch norm, as they will be saved
         share = Subset(self.test, range(self.rank, len(self.test), self.world))
         sums = torch.zeros(3, dtype=torch.float64)
         for pixels, labels in self._loader(share, batch_size=self.batch):

@@ -118,8 +118,16 @@ def test_two_processes_share_each_batch(ucf, tmp_path):
     assert told.returncode == 0, told.stderr[-3000:]
     (row,) = state(tmp_path / "out")["log"]
     assert row["epoch"] == 1 and told.stdout.count("test top-1") == 1
-    facts = json.loads((tmp_path / "out/ucf101-24-narrow-vgg16lstm.json").read_text())
+    saved = tmp_path / "out/ucf101-24-narrow-vgg16lstm"
+    facts = json.loads(saved.with_suffix(".json").read_text())
     assert facts["report"]["clips"] == 4 and facts["report"]["trained on"] == 8
+    data = module.open_dataset("ucf101-24", ucf)
+    x, labels = module._batch([data[k] for k in range(4)])
+    with torch.no_grad():
+        scores = load_network(saved)(x)
+    place = (scores > scores.gather(1, labels[:, None])).sum(1)
+    for k in (1, 5):  # of the five, each process finds another number
+        assert row[f"test top-{k}"] == (place < k).float().mean()
 
 
 def test_another_recipe_or_a_damaged_checkpoint_is_refused(ucf, tmp_path):

@@ -1,5 +1,6 @@
 """folders.py: what is read, kept and found wrong, on rendered videos in folders by label."""
 
+import os
 import warnings
 
 import numpy as np
@@ -177,6 +178,24 @@ def test_many_clips_of_one_video_are_one_line(tmp_path):
     data = Videos(items, ["x"], frames=8, size=16)
     assert [(f.kind, f.clips) for f in data.check()] == [("missing", 3), ("short", 1), ("short", 1)]
     assert data[1].clip.times.min() >= 1
+
+
+def test_splits_are_folders_above_the_labels(root):
+    """Labels keep their numbers in every split; without such folders every split is all."""
+    os.makedirs(root.parent / "whole/val")
+    (root.parent / "data/ironing").rename(root.parent / "whole/val/ironing")
+    root.rename(root.parent / "whole/train")
+    data = {s: Folders(root.parent / "whole", s) for s in ("train", "test", "all")}
+    assert [[i.name for i in d.items] for d in data.values()] == [
+        ["train/abseiling/a.webm", "train/abseiling/frames", "train/playing guitar-2enXX9-rIp0_7_10"],
+        ["val/ironing/b.mp4"],
+        [*(i.name for i in data["train"].items), "val/ironing/b.mp4"],
+    ]
+    assert all(d.classes == ("abseiling", "ironing", "playing guitar") for d in data.values())
+    assert data["test"].items[0].label == 1 and data["train"].random and not data["test"].random
+    assert len(Folders(root.parent / "whole/train", "test")) == 3
+    with pytest.raises(ValueError, match="split: got 'dev', expected one of"):
+        Folders(root.parent / "whole", "dev")
 
 
 def test_what_makes_no_data_set_is_refused(root):

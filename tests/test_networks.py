@@ -441,9 +441,13 @@ class TestPretrained:
 
         torch.manual_seed(0)
         weights = mc3_18(weights=None).state_dict()
-        monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *a, **k: weights)
+        asked = {}
+        monkeypatch.setattr(
+            "torchvision.models._api.load_state_dict_from_url", lambda *a, **k: asked.update(k) or weights
+        )
         network = load_network("kinetics-mc3_18")
         assert len(network.classes) == 400 and "archery" in network.classes
+        assert asked["weights_only"] is True and asked["check_hash"] is True
         assert (network.frames, network.size) == (16, 112) and not network.module.training
         assert not any(getattr(part, "inplace", False) for part in network.module.modules())
         network.module.get_submodule(network.target_layer)
