@@ -221,7 +221,7 @@ class CutFinder(nn.Module):
                 f"{CUT_SIZE[0]} x {CUT_SIZE[1]}"
             )
         rounded = (x.detach() * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1).contiguous()
-        first = self.net.SDDCNN[0]  # type: ignore[index]
+        first: nn.Module = self.net.SDDCNN[0]  # type: ignore[index,assignment]
         handle = first.register_forward_pre_hook(lambda _, inputs: (x,))
         try:
             single, _ = self.net(rounded)

@@ -1,4 +1,4 @@
-"""Shared by all tests: two threads, shapes checked at run time, real material where it is at hand."""
+"""Shared by all tests: few threads, shapes checked at run time, real material where it is at hand."""
 
 import functools
 import importlib.util
@@ -10,12 +10,14 @@ from pathlib import Path
 # once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("MPLBACKEND", "Agg")
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # two processes with one each beat one with two
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(THREADS)
 
 
 def _check_shapes():

