@@ -339,6 +339,7 @@ def panels(
     label: str,
     *,
     controls: Sequence[str] = ("random", "middle"),
+    lower: bool = False,
     note: str = "the paper's number",
     title: str = "",
 ) -> Figure:
@@ -349,6 +350,7 @@ def panels(
             is something to compare with, `paper`: an empty diamond each.
         label: of the horizontal axes, which have one scale.
         controls: methods drawn grey; the best of them is a thin line through the panel.
+        lower: the best is the lowest, as of deletion or leakage.
         note: what the diamonds are.
     """
     rows = list(dict.fromkeys(table["method"]))
@@ -365,7 +367,8 @@ def panels(
             known = part.dropna(subset="paper") if "paper" in part else part[:0].assign(paper=0.0)
             heights = [rows.index(row) for row in known["method"]]
             axes.plot(known["paper"], heights, "D", color=BLUE, fillstyle="none")
-            beaten = part[part["method"].isin(controls)]["mean"].max()
+            means = part[part["method"].isin(controls)]["mean"]
+            beaten = means.min() if lower else means.max()
             if np.isfinite(beaten):
                 axes.axvline(beaten, color="#8A8A8A", linewidth=1.2, linestyle=":")
             axes.set_title("\n".join(part[["dataset", "network"]].iloc[0]), loc="left", fontsize=13)

@@ -157,8 +157,8 @@ def finetune(
         the network, in evaluation mode on the CPU.
 
     Raises:
-        ValueError: as `Recipe` and `open_dataset`; the same videos for training and testing; a checkpoint of
-            another recipe, or a damaged one.
+        ValueError: as `Recipe` and `open_dataset`; the same videos for training and testing; fewer clips in a
+            batch than processes; a checkpoint of another recipe, or a damaged one.
         ConnectionError: torchvision cannot download the weights.
 
     Warns:
@@ -260,6 +260,8 @@ class _Run:
             target_layer=str(self.core.target_layer),
         )
         self.batch = min(recipe.batch, len(self.train))
+        if self.batch < world:
+            raise ValueError(f"batch: got {self.batch} for {world} processes, expected a clip for each")
         self.steps = len(self.train) // self.batch
         self.log: list[dict[str, float]] = []
         self.facts = json.dumps(

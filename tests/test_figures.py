@@ -323,15 +323,17 @@ def test_cubes_hide_what_is_behind():
 
 def test_panels_share_rows_and_scale_and_keep_the_other_number():
     rows = [("object", "A", "STEP", 0.5, 0.4, 0.6, 0.09), ("object", "A", "random", 0.1, 0.0, 0.2, np.nan)]
-    rows += [("action", "A", "STEP", 0.7, 0.6, 0.8, np.nan)]
+    rows += [("action", "A", "STEP", 0.7, 0.6, 0.8, np.nan), ("object", "A", "middle", 0.3, 0.2, 0.4, np.nan)]
     table = pd.DataFrame(rows, columns=["dataset", "network", "method", "mean", "low", "high", "paper"])
     figure = figures.panels(table, "S-PT")
     left, right = figure.axes
-    assert [t.get_text() for t in left.get_yticklabels()] == ["STEP", "random"]
+    assert [t.get_text() for t in left.get_yticklabels()] == ["STEP", "random", "middle"]
     assert left.get_xlim() == right.get_xlim() and left.get_ylim() == right.get_ylim()
     diamonds = [line.get_xydata().tolist() for line in figure.axes[0].lines if line.get_marker() == "D"]
     assert diamonds == [[[0.09, 0]]]  # what nobody measured has none
-    assert [line.get_xdata()[0] for line in left.lines if line.get_linestyle() == ":"] == [0.1]
+    assert [line.get_xdata()[0] for line in left.lines if line.get_linestyle() == ":"] == [0.3]
+    less = figures.panels(table, "deletion", lower=True).axes[0]
+    assert [line.get_xdata()[0] for line in less.lines if line.get_linestyle() == ":"] == [0.1]
     assert not [line for line in right.lines if line.get_linestyle() == ":"]  # no control there
     assert "diamonds" not in figures.panels(table.drop(columns="paper"), "S-PT").get_supxlabel()
 

@@ -223,6 +223,12 @@ def test_what_cannot_be_is_refused(change, words):
         Recipe(**({"dataset": "ucf101-24"} | change))
 
 
+def test_every_process_needs_a_clip(ucf, tmp_path):
+    recipe = Recipe("ucf101-24", "narrow-vgg16lstm", batch=2)
+    with pytest.raises(ValueError, match="batch: got 2 for 3 processes, expected a clip for each"):
+        module._Run(recipe, ucf, tmp_path, None, 0, torch.device("cpu"), 0, 3)
+
+
 def test_weights_of_another_family_are_refused(ucf, tmp_path):
     recipe = Recipe("ucf101-24", "narrow-vgg16lstm", "stage-action-r2plus1d")
     with pytest.raises(ValueError, match="init: .* is a NarrowR2Plus1D, expected a NarrowVGG16LSTM"):
