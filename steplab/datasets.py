@@ -62,8 +62,8 @@ def records(
             raise ValueError(f"boxes: got {boxes!r} with {clips!r}, which has its own; expected none")
         how: dict[str, Any] = {"temporal": True} if joined and name == "epic-action" else {}
         data = open_dataset(name, root, frames=frames, size=size, cache=RUNS / "clips", **how)
-        data = data.paper_subset() if isinstance(data, Ucf101) else data
         there = data.there()
+        there = there.paper_subset() if isinstance(there, Ucf101) else there
         order = sorted(range(len(there)), key=lambda k: there.items[k].label)
         many = len(order) if everything else min(count, len(order))
         return [there[order[round(k * (len(order) - 1) / max(many - 1, 1))]] for k in range(many)]

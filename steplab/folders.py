@@ -140,8 +140,10 @@ class Videos(Dataset):
         """
         kept = [i for i in self.items if (i.path.exists() if names is None else i.name in names)]
         if not kept:
-            wanted = "there" if names is None else "so named"
-            raise ValueError(f"names: none of {len(self)} clips is {wanted}, expected at least one")
+            first = self.items[0].path
+            what = f"root: none of {len(self)} clips is there, such as {first}"
+            what = what if names is None else f"names: none of {len(self)} clips is so named"
+            raise ValueError(f"{what}; expected at least one")
         other = copy.copy(self)
         other.items = kept
         return other

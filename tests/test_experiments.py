@@ -38,6 +38,10 @@ def test_the_papers_clips_and_ratios_by_name(kitchen, sports):
         assert all(tuple(r.clip.pixels.shape) == (3, 16, 112, 112) for r in some)
         if task != "moment":
             assert all(sum(map(len, r.boxes)) >= 1 for r in found)
+    (kitchen / "videos").rename(kitchen / "away")
+    with pytest.raises(ValueError, match="root: none of 10 clips is there, such as .*P01_"):
+        records(asked["object"])
+    (kitchen / "away").rename(kitchen / "videos")
     joined = records(asked["moment"], count=4, joined=True)
     assert all(2 < r.segment[1] - r.segment[0] < 13 for r in joined)
     assert all(r.segment == (0, 16) for r in records(asked["moment"], count=4))
