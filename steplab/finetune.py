@@ -190,6 +190,8 @@ def _together(device: str | None) -> Iterator[tuple[torch.device, int, int]]:
         yield torch.device(name), 0, 1
         return
     place = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', rank)}" if name == "cuda" else name)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
         yield place, rank, world

@@ -5,7 +5,8 @@
 >>> network = Network(my_module, classes=("cat", "dog"), preprocess=lambda x: (x - 0.5) / 0.25)
 
 Names: `stage-<task>-<family>` (small, trained on the stage, shipped), `kinetics-<torchvision model>`
-(downloaded by torchvision) and `imagenet-consensus` (extra `real`). `available_networks` lists them.
+(downloaded by torchvision), `imagenet-consensus` and `transnetv2-cuts` (extra `real`); all listed by
+`available_networks`.
 Your own: "my_module:make_network".
 """
 
