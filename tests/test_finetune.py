@@ -56,7 +56,7 @@ def test_both_families_learn_new_classes(tmp_path, network, start, epochs):
         assert torch.equal(scores, trained(x))
         before = core(saved.preprocess(x))
     right, chance = ((s.argmax(1) == labels).float().mean().item() for s in (scores, before))
-    assert right == pytest.approx(facts["report"]["test top-1"]) and chance < 0.5 and right > 0.9
+    assert right == pytest.approx(facts["report"]["test top-1"]) and chance < 0.5 and right >= 0.9
     assert (tmp_path / "out/training.png").stat().st_size > 5000
 
 
