@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -171,12 +170,8 @@ class Affine:
         return f"Affine({self.mean}, {self.std}{f', {self.size}' if self.size else ''})"
 
     def __call__(self, pixels: Float[Tensor, "batch 3 time height width"]) -> Tensor:
-        if self.size and tuple(pixels.shape[-2:]) != (self.size, self.size):
-            frames = pixels.transpose(1, 2)
-            sized = F.interpolate(
-                frames.flatten(0, 1), (self.size, self.size), mode="bilinear", antialias=True
-            )
-            pixels = sized.unflatten(0, frames.shape[:2]).transpose(1, 2)
+        if self.size:
+            pixels = pretrained.stretched(pixels, (self.size, self.size))
         mean, std = (pixels.new_tensor(v).view(1, 3, 1, 1, 1) for v in (self.mean, self.std))
         return (pixels - mean) / std
 

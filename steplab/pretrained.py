@@ -138,15 +138,22 @@ class FrameConsensus(nn.Module):
         return self.frame_logits(x).mean(dim=1)
 
 
+def stretched(
+    pixels: Float[Tensor, "batch 3 time height width"], size: tuple[int, int]
+) -> Float[Tensor, "batch 3 time rows columns"]:
+    """Frames of another size, bilinear with antialiasing, to `size` (rows, columns); others as they are."""
+    if tuple(pixels.shape[-2:]) == size:
+        return pixels
+    frames = pixels.transpose(1, 2).flatten(0, 1)
+    frames = F.interpolate(frames, size, mode="bilinear", antialias=True)
+    return frames.unflatten(0, (pixels.shape[0], pixels.shape[2])).transpose(1, 2)
+
+
 def consensus_pixels(
     pixels: Float[Tensor, "batch 3 time height width"],
 ) -> Float[Tensor, "batch 3 time 224 224"]:
     """Pixels in [0, 1] → (255·x − 127)/128 at 224 px; frames of another size are stretched to 224 x 224."""
-    if tuple(pixels.shape[-2:]) != (224, 224):
-        frames = pixels.transpose(1, 2).flatten(0, 1)
-        frames = F.interpolate(frames, (224, 224), mode="bilinear", antialias=True)
-        pixels = frames.unflatten(0, (pixels.shape[0], pixels.shape[2])).transpose(1, 2)
-    return (pixels * 255 - 127) / 128
+    return (stretched(pixels, (224, 224)) * 255 - 127) / 128
 
 
 def _consensus() -> dict[str, Any]:
@@ -238,11 +245,7 @@ def cut_pixels(
     pixels: Float[Tensor, "batch 3 time height width"],
 ) -> Float[Tensor, "batch 3 time 27 48"]:
     """Frames of any size, stretched to 27 x 48 with antialiasing; values stay in [0, 1]."""
-    if tuple(pixels.shape[-2:]) == CUT_SIZE:
-        return pixels
-    frames = pixels.transpose(1, 2).flatten(0, 1)
-    frames = F.interpolate(frames, CUT_SIZE, mode="bilinear", antialias=True)
-    return frames.unflatten(0, (pixels.shape[0], pixels.shape[2])).transpose(1, 2)
+    return stretched(pixels, CUT_SIZE)
 
 
 def _cuts() -> dict[str, Any]:
