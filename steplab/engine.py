@@ -4,9 +4,9 @@
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -90,6 +90,8 @@ class State:
         clips, ratios: of each mask in work, which clip (from 0) and which ratio.
         masks: (items, T, H, W) in [0,1].
         probability, energy: (items,) of those masks, before this iteration's step.
+        terms: the energy's terms with their weights, by name ("area", "reward", for STEP "core", ...): (items,)
+            each, and the energy is their sum.
     """
 
     iteration: int
@@ -99,6 +101,10 @@ class State:
     masks: Float[Tensor, "items time height width"]
     probability: Float[Tensor, "items"]
     energy: Float[Tensor, "items"]
+    terms: dict[str, Float[Tensor, "items"]]
+
+
+CHANGEABLE = ("area_weight", "core_weight", "learning_rate")  # constants that a callback may change
 
 
 class Descent:
@@ -148,11 +154,24 @@ class Descent:
         # d(area / N) / d(seed) is at first 2 / number of seeds: the larger the clip, the weaker each seed is
         # pressed, while the network pulls as before. So each is pressed as in the paper's 16 x 112 x 112,
         # where there are 4096, and moves at first by `learning_rate`.
-        self.pressure, self.rate = 1.0, config.learning_rate
+        self.pressure, self.pace = 1.0, 1.0
         if config.scale_to_size:
             self.pressure = self.seeds[0].numel() / PAPER_SEEDS
-            self.rate *= PAPER_SEEDS / (2 * config.area_weight)
+            self.pace = PAPER_SEEDS / (2 * config.area_weight)
         self.iteration = 0
+        self.terms: dict[str, Tensor] = {}  # of the energy, of the latest iteration
+        self.changed = False
+
+    def change(self, constants: Mapping[str, float]) -> None:
+        """Go on with other weights or another learning rate. Raises ValueError: not one of `CHANGEABLE`."""
+        if wrong := [name for name in constants if name not in CHANGEABLE]:
+            raise ValueError(
+                f"a callback asked to change {wrong[0]!r}, expected one of {', '.join(CHANGEABLE)}"
+            )
+        if wrong := [f"{name} = {value}" for name, value in constants.items() if not value >= 0]:
+            raise ValueError(f"a callback asked for {wrong[0]}, expected a number that is not negative")
+        before, self.config = self.config, replace(self.config, **constants)
+        self.changed |= self.config != before
 
     def targets_now(self) -> list[float]:
         """The ratios asked for in this iteration: they fall geometrically from the start to the goal."""
@@ -181,17 +200,20 @@ class Descent:
         log_p = scores.gather(1, self.targets[:, None])[:, 0]
         reward = log_p if c.reward == "log" else log_p.exp()
         area = (area_loss_per_frame if c.per_frame else area_loss)(whole, ratios) / whole[0].numel()
-        energy = c.area_weight * c.area_growth**self.iteration * area
         parts = {"area": area}
+        weights = {"area": c.area_weight * c.area_growth**self.iteration}
         if c.core_weight and self.iteration >= c.core_start:
-            parts["core"] = self._core(whole, ratios)
-            energy = energy + c.core_weight * parts["core"]
+            parts["core"], weights["core"] = self._core(whole, ratios), c.core_weight
+        terms = {name: self.pressure * weights[name] * part for name, part in parts.items()}
         if c.second_order_weight and masks.shape[1] > 2:
             bend = second_order_difference(whole, c.time_wrap) / whole[0].numel()
-            energy = energy + c.second_order_weight * bend
-        energy = self.pressure * energy - c.reward_weight * reward
-        mean = masks.detach().mean(dim=(1, 2, 3))
-        return {"energy": energy, "probability": log_p.exp(), "mean": mean, "masks": masks, **parts}
+            terms["bend"] = self.pressure * c.second_order_weight * bend
+        terms["reward"] = -c.reward_weight * reward
+        self.terms = {name: term.detach() for name, term in terms.items()}
+        parts |= {"energy": torch.stack([*terms.values()]).sum(0), "probability": log_p.exp(), "masks": masks}
+        if self.changed:  # on record, since the settings no longer tell
+            parts |= {name: torch.full_like(log_p, getattr(c, name)) for name in CHANGEABLE}
+        return {**parts, "mean": masks.detach().mean(dim=(1, 2, 3))}
 
     def _core(self, whole: Tensor, ratios: list[float]) -> Tensor:
         c = self.config
@@ -219,7 +241,9 @@ class Descent:
             if c.optimiser == "sgd":
                 fresh = 1 - c.dampening
                 self.velocity.mul_(c.momentum).add_(gradient, alpha=fresh)
-                self.seeds.sub_((self.velocity * self.rate).clamp_(-c.largest_step, c.largest_step))
+                self.seeds.sub_(
+                    (self.velocity * (c.learning_rate * self.pace)).clamp_(-c.largest_step, c.largest_step)
+                )
             else:
                 self.velocity.mul_(c.momentum).add_(gradient, alpha=1 - c.momentum)
                 self.square.mul_(0.99).addcmul_(gradient, gradient, value=0.01)

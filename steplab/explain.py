@@ -4,7 +4,7 @@
 >>> result.masks.shape, result.probability          # (2, T, H, W) in [0,1]; Phi_c of each preserved clip
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,7 +49,7 @@ def explain(
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = True,
-    callback: Callable[[State], None] | None = None,
+    callback: Callable[[State], Mapping[str, float] | None] | None = None,
     max_batch: int | None = None,
     **overrides,
 ) -> Explanation | list[Explanation]:
@@ -71,7 +71,9 @@ def explain(
             same masks on the same device.
         device: where to compute; default: where the network is.
         progress: show a progress bar.
-        callback: called with a :class:`State` every `callback_every` iterations; a baseline has none.
+        callback: called with a :class:`State` every `callback_every` iterations; a baseline has none. What it
+            returns, if anything, are constants to go on with: area_weight, core_weight, learning_rate by name.
+            The history then holds what was in force.
         max_batch: masks in work at once; bounds memory. Default: 1 on a CPU, which is no slower, else 8.
         overrides: any constant of :class:`StepConfig`, for a baseline of :class:`AttributionConfig`.
 
@@ -205,12 +207,7 @@ class _Run:
                     histories[i].append({k: v[j] for k, v in rows.items()})
                 self.bar.update()
                 if self.callback is not None and descent.iteration % c.callback_every == 0:
-                    self.callback(
-                        State(
-                            descent.iteration, c.iterations, list(descent.clips), list(descent.ratios),
-                            parts["masks"], parts["probability"], parts["energy"],
-                        )
-                    )  # fmt: skip
+                    self._ask(descent, parts)
             except KeyboardInterrupt:
                 self.interrupted = True
             last = descent.iteration >= c.iterations or self.interrupted
@@ -226,6 +223,14 @@ class _Run:
             f["history"] = {k: np.array([row.get(k, np.nan) for row in h], dtype=np.float32) for k in h[-1]}
             f["converged"] = _reached(h[-1]["mean"], v, c)
         return found
+
+    def _ask(self, descent: Descent, parts: dict[str, Tensor]) -> None:
+        """Show the callback where a descent stands, and do what it answers."""
+        assert self.callback is not None
+        where = descent.iteration, self.config.iterations, list(descent.clips), list(descent.ratios)
+        state = State(*where, parts["masks"], parts["probability"], parts["energy"], descent.terms)
+        if changes := self.callback(state):
+            descent.change(changes)
 
 
 def _settled(history: list[dict], ratio: float, config: StepConfig) -> bool:

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 
 from . import figures, painting
 from .clips import Clip
+from .config import make_config
+from .engine import CHANGEABLE
 from .explain import Explanation, State, explain
 from .networks import Network
 
@@ -46,7 +48,9 @@ class LiveOptimisation(WithTwin):
     """Watch a mask being found: heat, kept clip, energy and probability while `explain` runs.
 
     It runs in a thread of its own, so the buttons and the rest of the notebook stay usable; `start()` does
-    what the button does and returns the widget, `wait()` gives the result.
+    what the button does and returns the widget, `wait()` gives the result. The sliders multiply the area weight
+    (lambda), the weight of L_K and the learning rate from the next picture on; the result's history holds what
+    was in force.
 
     Args:
         network, clip, target, method, preset, seed, overrides: as for `explain`.
@@ -82,6 +86,15 @@ class LiveOptimisation(WithTwin):
             format="jpeg", layout=ipywidgets.Layout(width="100%", max_width="920px")
         )
         self.curve, self.note = ipywidgets.HTML(), ipywidgets.HTML("ready")
+        self._config = make_config(method, preset, clip.pixels.shape[1:], overrides)
+        look = {"style": {"description_width": "110px"}, "layout": {"width": "300px"}}
+        factors = [(f"× {f:g}", f) for f in (0, 0.25, 0.5, 1, 2, 4)]
+        words = ("area weight λ", "core weight", "learning rate")
+        self.factors = {
+            name: ipywidgets.SelectionSlider(options=factors, value=1, description=word, **look)
+            for name, word in zip(CHANGEABLE, words, strict=True)
+        }
+        self.factors["core_weight"].disabled = not getattr(self._config, "core_weight", 0)
         for button, act in (
             (self.start_button, self.start),
             (self.pause_button, self.pause),
@@ -89,7 +102,9 @@ class LiveOptimisation(WithTwin):
         ):
             button.on_click(lambda _, act=act: act())
         buttons = ipywidgets.HBox([self.start_button, self.pause_button, self.stop_button, self.note])
-        super().__init__([buttons, self.picture, self.curve])
+        wrap = {"flex_flow": "row wrap", "max_width": "100%"}
+        knobs = ipywidgets.HBox([*self.factors.values()], layout=wrap)
+        super().__init__([buttons, knobs, self.picture, self.curve])
 
     def start(self) -> "LiveOptimisation":
         """Begin, or begin anew; does nothing while one is running."""
@@ -168,7 +183,7 @@ class LiveOptimisation(WithTwin):
             self.note.value = f"failed: {html.escape(str(error))}"
         self._buttons(running=False)
 
-    def _show(self, state: State) -> None:
+    def _show(self, state: State) -> dict[str, float]:
         self.snapshots.append(state)
         mask = state.masks[0].cpu()
         self.picture.value = painting.encode(painting.live_frames(self._clip.pixels, mask), "jpeg")
@@ -178,12 +193,15 @@ class LiveOptimisation(WithTwin):
             "share kept": [float(s.masks[0].mean()) for s in same],
             "energy": [float(s.energy[0]) for s in same],
         }
+        for name in state.terms:
+            series[f"{name} term"] = [float(s.terms[name][0]) for s in same if name in s.terms]
         self.curve.value = painting.live_curve(series, state.iterations // self._ask["callback_every"])
         goal = painting.percent(state.ratios[0])
         self.note.value = f"keep {goal}: iteration {state.iteration} of at most {state.iterations}"
         self._go.wait()
         if self._end.is_set():
             raise KeyboardInterrupt  # how `explain` is asked to end with what it has
+        return {name: getattr(self._config, name) * slider.value for name, slider in self.factors.items()}
 
     def _buttons(self, running: bool) -> None:
         self.start_button.disabled = running
@@ -202,11 +220,12 @@ class _Column(LiveOptimisation):
         with self._turn:
             super()._run()
 
-    def _show(self, state: State) -> None:
-        super()._show(state)
+    def _show(self, state: State) -> dict[str, float]:
+        constants = super()._show(state)
         self._turn.release()
         time.sleep(0.002)  # whoever waits comes first
         self._turn.acquire()
+        return constants
 
 
 class SideBySide(WithTwin):

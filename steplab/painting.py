@@ -10,6 +10,7 @@ Tensors in, pixels out; `figures.py` sets them in figures.
 import html
 import io
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import matplotlib as mpl
 import numpy as np
@@ -78,40 +79,88 @@ def paint(
     Raises:
         ValueError: an unknown view, or shapes that do not fit.
     """
-    if view not in VIEWS:
-        raise ValueError(f"view: got {view!r}, expected one of {', '.join(VIEWS)}")
-    if scale < 1 or scale != int(scale):
-        raise ValueError(f"scale: got {scale}, expected a whole number of at least 1")
-    pixels = as_pixels(pixels)
-    if true_mask is None and boxes is not None:
-        true_mask = _fill_boxes(boxes, pixels)
-    mask = None if mask is None else as_masks(mask, pixels, "mask")
-    truth = None if true_mask is None else as_masks(true_mask, pixels, "true_mask")
-    return _to_bytes(_compose(_enlarge(pixels, scale, "bicubic"), mask, view, truth, scale))
+    return Canvas(pixels, scale, true_mask=true_mask, boxes=boxes).frames(mask, view)
 
 
-def _compose(canvas: Tensor, mask: Tensor | None, view: str, truth: Tensor | None, scale: int) -> Tensor:
-    """What `paint` draws on a clip enlarged already; mask and truth (1, time, height, width) not."""
-    thick = scale * max(1.0, canvas.shape[2] / scale / 112)  # as wide on show whatever the size
-    if mask is not None:
-        large = _enlarge(mask, scale, "bilinear")[0]
-        if view == "heat":
-            canvas = overlay(canvas, large)
-        elif view == "mask":
-            canvas = large.clamp(0, 1).expand(3, -1, -1, -1)
-        else:
-            if view == "kept":
-                keep = large.clamp(0, 1)
-                canvas = keep * canvas + (1 - keep) * pale(canvas)
-            canvas = _draw_line(canvas, large, ORANGE, 0.55 * thick)
-    if truth is not None:
-        truth = F.avg_pool2d(truth, 3, 1, 1, count_include_pad=False)  # rounds the steps of a pixel mask
-        canvas = _draw_line(canvas, _enlarge(truth, scale, "bilinear")[0], SKY, 0.42 * thick)
-    return canvas
+class Canvas:
+    """A clip enlarged once, on which masks are painted again and again; arguments as for `paint`.
+
+    >>> canvas = Canvas(record.clip.pixels, true_mask=record.mask, segment=record.segment)
+    >>> canvas.panel(mask, "heat", opacity=0.5).shape  # frames over bars that say how much each keeps
+    (16, 390, 336, 3)
+    """
+
+    def __init__(
+        self,
+        pixels: Float[Tensor, "3 time height width"],
+        scale: int = 3,
+        *,
+        true_mask: Tensor | None = None,
+        boxes: Sequence[Tensor] | None = None,
+        segment: tuple[int, int] | None = None,
+    ):
+        if scale < 1 or scale != int(scale):
+            raise ValueError(f"scale: got {scale}, expected a whole number of at least 1")
+        self.pixels, self.scale, self.segment = as_pixels(pixels), scale, segment
+        if true_mask is None and boxes is not None:
+            true_mask = _fill_boxes(boxes, self.pixels)
+        self._large = _enlarge(self.pixels, scale, "bicubic")
+        self._thick = scale * max(1.0, self.pixels.shape[2] / 112)  # as wide on show whatever the size
+        self._truth = None
+        if true_mask is not None:
+            truth = as_masks(true_mask, self.pixels, "true_mask")
+            truth = F.avg_pool2d(truth, 3, 1, 1, count_include_pad=False)  # rounds the steps of a pixel mask
+            self._truth = _line(_enlarge(truth, scale, "bilinear")[0], 0.42 * self._thick)
+
+    @cached_property
+    def _pale(self) -> Tensor:
+        return pale(self._large)
+
+    def frames(
+        self, mask: Tensor | None = None, view: str = "kept", truth: bool = True, opacity: float = 1.0
+    ) -> UInt8[np.ndarray, "time high wide 3"]:
+        """As `paint`, with the truth or without; `opacity` in [0, 1] of what is laid over the clip.
+
+        Raises:
+            ValueError: an unknown view, or a mask of another shape than the clip.
+        """
+        if view not in VIEWS:
+            raise ValueError(f"view: got {view!r}, expected one of {', '.join(VIEWS)}")
+        canvas = self._large
+        if mask is not None:
+            large = _enlarge(as_masks(mask, self.pixels, "mask"), self.scale, "bilinear")[0]
+            if view == "heat":
+                canvas = overlay(canvas, large)
+            elif view == "mask":
+                canvas = large.clamp(0, 1).expand(3, -1, -1, -1)
+            elif view == "kept":
+                canvas = torch.lerp(self._pale, canvas, large.clamp(0, 1).expand(3, -1, -1, -1))
+            if opacity < 1:
+                canvas = torch.lerp(self._large, canvas, opacity)
+            if view in ("kept", "clip"):
+                canvas = _ink(canvas, _line(large, 0.55 * self._thick), ORANGE)
+        if truth and self._truth is not None:
+            canvas = _ink(canvas, self._truth, SKY)
+        return _to_bytes(canvas)
+
+    def panel(
+        self, mask: Tensor, view: str = "kept", truth: bool = True, opacity: float = 1.0
+    ) -> UInt8[np.ndarray, "time high wide 3"]:
+        """`frames`, and below each how much every frame keeps.
+
+        The bar of the frame on show is orange, the others grey; a blue line underlines the true segment. All
+        of it is in the picture: a player needs nothing else.
+        """
+        shown = self.frames(mask, view, truth, opacity)
+        share = as_masks(mask, self.pixels, "mask")[0].mean((1, 2)).numpy()
+        segment, size = self.segment if truth else None, (shown.shape[2], 18 * self.scale)
+        bars = np.stack([_bars(share, t, segment, *size) for t in range(len(share))])
+        return np.concatenate([shown, bars], 1)
 
 
 def _to_bytes(canvas: Tensor) -> np.ndarray:
-    return (canvas.clamp(0, 1) * 255).round().byte().permute(1, 2, 3, 0).contiguous().numpy()
+    # in place on a copy: these are the largest tensors here, and `round` would cost as much as all the rest
+    return canvas.mul(255).add_(0.5).clamp_(0, 255.5).byte().permute(1, 2, 3, 0).contiguous().numpy()
 
 
 def encode(picture: UInt8[np.ndarray, "height width 3"], kind: str = "webp", quality: int = 80) -> bytes:
@@ -154,17 +203,23 @@ def _enlarge(x: Tensor, scale: int, mode: str) -> Tensor:
     return F.interpolate(x, scale_factor=scale, mode=mode, align_corners=False).clamp(0, 1)
 
 
-def _draw_line(canvas: Tensor, values: Tensor, colour: str, width: float) -> Tensor:
-    """Draw where `values` cross one half, with a dark rim so that it shows on any ground."""
+def _line(values: Tensor, width: float) -> tuple[Tensor, Tensor, float]:
+    """Where `values` cross one half: pixels near it, how far each is from it, and how wide the line is."""
     down, right = torch.gradient(values, dim=(1, 2))
-    away = (values - 0.5).abs() / (torch.hypot(down, right) + 1e-3)  # about the distance from the line, px
+    away = (values - 0.5).abs() / (torch.hypot(down, right) + 1e-3)  # about the distance, px
     near = away < width + 1.3
-    away, colours = away[near], canvas[:, near]
+    return near, away[near], width
+
+
+def _ink(canvas: Tensor, line: tuple[Tensor, Tensor, float], colour: str) -> Tensor:
+    """Draw a line of `_line`, with a dark rim so that it shows on any ground."""
+    near, away, width = line
+    canvas = canvas.clone()
+    colours = canvas[:, near]
     rgb = torch.tensor(to_rgb(colour))[:, None]
     for ink, reach, strength in ((0.0, width + 0.8, 0.5), (rgb, width, 1.0)):
         alpha = strength * (0.5 + reach - away).clamp(0, 1)
         colours = (1 - alpha) * colours + alpha * ink
-    canvas = canvas.clone()
     canvas[:, near] = colours
     return canvas
 
@@ -177,35 +232,6 @@ def _fill_boxes(boxes: Sequence[Tensor], pixels: Tensor) -> Tensor:
         for x0, y0, x1, y1 in torch.as_tensor(rows).round().int().tolist():
             frame[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = 1
     return filled
-
-
-def viewer_frames(
-    pixels: Float[Tensor, "3 time height width"],
-    mask: Float[Tensor, "time height width"],
-    view: str = "kept",
-    *,
-    true_mask: Tensor | None = None,
-    boxes: Sequence[Tensor] | None = None,
-    segment: tuple[int, int] | None = None,
-    scale: int = 3,
-) -> UInt8[np.ndarray, "time high wide 3"]:
-    """Frame by frame: the clip, the mask's view of it beside it, and below how much each frame keeps.
-
-    The bar of the frame on show is orange, the others grey; a blue line underlines the true segment. All of
-    it is in the picture: a player needs nothing else. See `paint` for the arguments.
-    """
-    pixels = as_pixels(pixels)
-    if true_mask is None and boxes is not None:
-        true_mask = _fill_boxes(boxes, pixels)
-    mask = as_masks(mask, pixels, "mask")
-    truth = None if true_mask is None else as_masks(true_mask, pixels, "true_mask")
-    large = _enlarge(pixels, scale, "bicubic")
-    left, right = _to_bytes(large), _to_bytes(_compose(large, mask, view, truth, scale))
-    gap = np.full((*left.shape[:2], 2 * scale, 3), 255, np.uint8)
-    share = mask[0].mean((1, 2)).numpy()
-    wide = 2 * left.shape[2] + 2 * scale
-    bars = np.stack([_bars(share, t, segment, wide, 18 * scale) for t in range(len(share))])
-    return np.concatenate([np.concatenate([left, gap, right], 2), bars], 1)
 
 
 def _bars(share: np.ndarray, now: int, segment: tuple[int, int] | None, wide: int, high: int) -> np.ndarray:
@@ -288,7 +314,7 @@ def live_curve(series: Mapping[str, Sequence[float]], length: int) -> str:
         series: values so far by name, one curve each (at most seven); the last value is written out.
         length: how many values there may be at most: where the drawing ends.
     """
-    wide, tall = 360, 110
+    wide, tall = 360, max(110, 22 * len(series) + 8)
     parts = [f'<rect width="{wide}" height="{tall}" fill="#F6F6F6"/>']
     for k, (name, values) in enumerate(series.items()):
         low, high = (0.0, 1.0) if all(0 <= v <= 1 for v in values) else (min(values), max(values))

@@ -10,8 +10,11 @@ Where no widgets can be (a saved page, a code host) the twin shows instead: both
 import html
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
 
 import ipywidgets
+import numpy as np
+import torch
 from ipywidgets import jslink
 from matplotlib.figure import Figure
 
@@ -20,7 +23,13 @@ from .clips import Record
 from .explanation import Explanation
 from .live import LiveOptimisation, SideBySide, WithTwin, jpeg
 
-__all__ = ["ExplanationViewer", "Explorer", "LiveOptimisation", "SideBySide"]
+__all__ = [
+    "ExplanationViewer",
+    "Explorer",
+    "LiveOptimisation",
+    "NetworkComparison",
+    "SideBySide",
+]
 
 WIDE = "680px"
 
@@ -32,84 +41,106 @@ class ExplanationViewer(WithTwin):
     need no kernel; another ratio or view sends new frames.
 
     Args:
-        explanations: one, or several by name (say, by method), of which one is on show.
-        record: the clip's record; shows the true mask (or boxes) and segment.
+        explanations: one, or several by name (say, by method), of which one is on show. In place of each, a
+            list: of several clips, the same for all names.
+        record: the clip's record, or one for each clip; shows the true mask (or boxes) and segment.
         scale: how many times frames are enlarged; by default to about 336 px.
 
     Attributes:
-        frame, ratio, view, which: the controls; set their `value` from Python as well.
+        frame, ratio, view, opacity, truth, which, clip: the controls; set their `value` from Python as well.
 
     Raises:
-        ValueError: no explanation, or a record of another shape than the clip.
+        ValueError: no explanation, names with different clips, or a record of another shape than its clip.
     """
+
+    _together = False  # all names on show at once
 
     def __init__(
         self,
-        explanations: Explanation | Mapping[str, Explanation],
-        record: Record | None = None,
+        explanations: Explanation | Mapping[str, Explanation | Sequence[Explanation]],
+        record: Record | Sequence[Record] | None = None,
         scale: int | None = None,
     ):
-        named = {"": explanations} if isinstance(explanations, Explanation) else dict(explanations)
-        if not named:
-            raise ValueError("explanations: got none, expected at least one")
-        for one in named.values():
-            if record is not None and record.clip.pixels.shape != one.clip.pixels.shape:
-                shapes = f"{tuple(record.clip.pixels.shape)}, expected {tuple(one.clip.pixels.shape)}"
-                raise ValueError(f"record: got a clip of shape {shapes} as in the explanation")
-        first = next(iter(named.values()))
-        self._scale = scale or max(1, 336 // min(first.clip.pixels.shape[2:]))
-        self._named, self._record, self._cache = named, record, {}
-        times = first.clip.times.tolist()
-        count = len(times)
-        step = (times[-1] - times[0]) / max(count - 1, 1)
-        options = [(f"{t + 1} of {count}, {s:.2f} s", t) for t, s in enumerate(times)]
-        self.play = ipywidgets.Play(max=count - 1, interval=int(min(max(1000 * step, 60), 500)), repeat=True)
-        look = {"style": {"description_width": "60px"}, "layout": ipywidgets.Layout(width=WIDE)}
-        self.frame = ipywidgets.SelectionSlider(options=options, description="frame", **look)
-        self.ratio = ipywidgets.SelectionSlider(options=self._ratios(first), description="keep", **look)
+        given = {"": explanations} if isinstance(explanations, Explanation) else dict(explanations)
+        self._named = {
+            name: [one] if isinstance(one, Explanation) else list(one) for name, one in given.items()
+        }
+        self._records = [record] if isinstance(record, Record) else list(record or ())
+        self._check()
+        first = next(iter(self._named.values()))
+        self._scale, self._cache, self._canvases = scale, {}, {}
+        names = [r.name for r in self._records] or [PurePath(e.clip.source).name for e in first]
+        look = {"style": {"description_width": "60px"}, "layout": ipywidgets.Layout(width="340px")}
+        self.play = ipywidgets.Play(repeat=True)
+        self.frame = ipywidgets.SelectionSlider(options=[("", 0)], description="frame", **look)
+        self.ratio = ipywidgets.SelectionSlider(options=self._ratios(first[0]), description="keep", **look)
         self.view = ipywidgets.ToggleButtons(
             options=[("what is kept", "kept"), ("heat", "heat"), ("mask", "mask"), ("outline", "clip")],
             description="show",
             style=look["style"] | {"button_width": "110px"},
         )
-        self.which = ipywidgets.Dropdown(options=list(named), description="method", **look)
-        shape = ipywidgets.Layout(width=WIDE, max_width="100%")
-        self._images = [ipywidgets.Image(format="jpeg", layout=shape) for _ in times]
-        self.stack = ipywidgets.Stack(self._images, selected_index=0)
+        self.opacity = ipywidgets.SelectionSlider(
+            options=[(painting.percent(v), v) for v in (0.25, 0.5, 0.75, 1.0)],
+            value=1.0,
+            description="overlay",
+            **look,
+        )
+        self.truth = ipywidgets.Checkbox(
+            value=True, description="show the truth", indent=False, layout={"width": "150px"}
+        )
+        self.which = ipywidgets.Dropdown(options=list(self._named), description="method", **look)
+        self.clip = ipywidgets.Dropdown(
+            options=[(f"{k + 1}: {name}", k) for k, name in enumerate(names)], description="clip", **look
+        )
+        shown = len(self._named) if self._together else 1
+        part = {"width": f"{100 / (shown + 1):.1f}%", "margin": "0"}
+        self._stacks = [ipywidgets.Stack([], layout=part) for _ in range(shown + 1)]
         self.note = ipywidgets.HTML()
         # In the browser alone: not a word to the kernel while it plays.
-        self.links = [
-            jslink((self.play, "value"), (self.frame, "index")),
-            jslink((self.frame, "index"), (self.stack, "selected_index")),
-        ]
-        self.ratio.observe(self._show, "value")
-        self.view.observe(self._show, "value")
+        self.links = [jslink((self.play, "value"), (self.frame, "index"))]
+        self.links += [jslink((self.frame, "index"), (stack, "selected_index")) for stack in self._stacks]
+        for control in (self.ratio, self.view, self.opacity, self.truth):
+            control.observe(self._show, "value")
         self.which.observe(self._choose, "value")
-        choosers = [self.which] if len(named) > 1 else []
-        controls = [ipywidgets.HBox([self.play, self.frame]), self.ratio, self.view, *choosers]
-        self._show()
-        super().__init__([self.note, self.stack, *controls])
+        self.clip.observe(self._choose_clip, "value")
+        self._choose_clip()
+        wide = {
+            "width": f"{min(340 * (shown + 1), 1020)}px",
+            "max_width": "100%",
+            "align_items": "flex-start",
+        }
+        rows = [[self.play, self.frame], [self.ratio, self.opacity], [self.view]]
+        choosers = [self.which] * (len(self._named) > 1 and not self._together)
+        choosers += [self.clip] * (len(first) > 1) + [self.truth] * bool(self._records)
+        wrap = {"flex_flow": "row wrap", "max_width": "100%"}
+        controls = [ipywidgets.HBox(row, layout=wrap) for row in [*rows, choosers] if row]
+        super().__init__([self.note, ipywidgets.HBox(self._stacks, layout=wide), *controls])
 
     @property
     def explanation(self) -> Explanation:
-        """The one on show."""
-        return self._named[str(self.which.value)]
+        """The one on show; of several at once, the first."""
+        return self._on_show()[0][1]
 
-    def picture(self) -> bytes:
+    def picture(self, panel: int = 0) -> bytes:
         """The JPEG on show, from the controls as they stand."""
-        return bytes(self._images[self.frame.index].value)
+        return bytes(self._stacks[panel + 1].children[self.frame.index].value)
 
     def static(self):
         """What the controls show, as a figure: the ratio chosen, in the view chosen, frame beside frame."""
-        one, k, record = self.explanation, self.ratio.index, self._record
+        shown, record = self._on_show(), self._record() if self.truth.value else None
+        k, one = self.ratio.index, shown[0][1]
+        tags = [
+            f"{name}\n" * self._together
+            + f"keep {painting.percent(e.ratios[k])}\np = {float(e.probability[k]):.2f}"
+            for name, e in shown
+        ]
         return figures.filmstrip(
             one.clip.pixels,
-            one.masks[k],
-            ratios=[one.ratios[k]],
-            probability=[float(one.probability[k])],
+            torch.stack([e.masks[k] for _, e in shown]),
+            labels=tags,
             times=one.clip.times,
             view=str(self.view.value),
-            title=f"“{one.label}”, p = {one.original:.2f} for the whole clip",
+            title=f"“{one.label}”, p = {', '.join(f'{e.original:.2f}' for _, e in shown)} for the whole clip",
             **self._known(record),
         )
 
@@ -121,7 +152,63 @@ class ExplanationViewer(WithTwin):
     def _ratios(one: Explanation) -> list[tuple[str, int]]:
         return [(painting.percent(v), k) for k, v in enumerate(one.ratios)]
 
-    def _choose(self, _=None):
+    def _check(self) -> None:
+        if not self._named or not all(self._named.values()):
+            raise ValueError("explanations: got none, expected at least one")
+        (first, mine), *others = self._named.items()
+        for name, theirs in others:
+            same = [torch.equal(a.clip.pixels, b.clip.pixels) for a, b in zip(mine, theirs, strict=False)]
+            if len(mine) != len(theirs) or not all(same):
+                raise ValueError(f"explanations: {name!r} explains other clips than {first!r}")
+            if self._together and any(a.ratios != b.ratios for a, b in zip(mine, theirs, strict=True)):
+                raise ValueError(f"explanations: {name!r} has other ratios than {first!r}")
+        if self._records and len(self._records) != len(mine):
+            raise ValueError(f"record: got {len(self._records)}, expected {len(mine)}, one a clip")
+        for record, one in zip(self._records, mine, strict=False):
+            if record.clip.pixels.shape != one.clip.pixels.shape:
+                shapes = f"{tuple(record.clip.pixels.shape)}, expected {tuple(one.clip.pixels.shape)}"
+                raise ValueError(f"record: got a clip of shape {shapes} as in the explanation")
+
+    def _record(self) -> Record | None:
+        return self._records[int(self.clip.index or 0)] if self._records else None
+
+    def _on_show(self) -> list[tuple[str, Explanation]]:
+        names = list(self._named) if self._together else [str(self.which.value)]
+        return [(name, self._named[name][int(self.clip.index or 0)]) for name in names]
+
+    def _canvas(self) -> painting.Canvas:
+        """The clip on show, enlarged when it is first seen."""
+        index = self.clip.index
+        if index not in self._canvases:
+            pixels, record = self.explanation.clip.pixels, self._record()
+            scale = self._scale or max(1, 336 // min(pixels.shape[2:]))
+            segment = None if record is None else record.segment
+            self._canvases[index] = painting.Canvas(pixels, scale, segment=segment, **self._known(record))
+        return self._canvases[index]
+
+    def _choose_clip(self, _=None) -> None:
+        """Another clip: its frames, its times."""
+        times = self.explanation.clip.times.tolist()
+        count = len(times)
+        step = (times[-1] - times[0]) / max(count - 1, 1)
+        self.play.max, self.play.interval = count - 1, int(min(max(1000 * step, 60), 500))
+        at = min(self.frame.index, count - 1)
+        self.frame.options = [(f"{t + 1} of {count}, {s:.2f} s", t) for t, s in enumerate(times)]
+        self.frame.index = at
+        clip = self._encoded("", lambda: self._canvas().frames(truth=False))
+        for k, stack in enumerate(self._stacks):
+            if len(stack.children) != count:
+                alt = "the clip" if k == 0 else "what its mask keeps"
+                look, stack.selected_index = {"layout": {"width": "100%"}, "format": "jpeg"}, None
+                stack.children = [
+                    ipywidgets.Image(tooltip=f"{alt}, frame {t + 1}", **look) for t in range(count)
+                ]
+                stack.selected_index = at
+        for image, encoded in zip(self._stacks[0].children, clip, strict=True):
+            image.value = encoded
+        self._choose()
+
+    def _choose(self, _=None) -> None:
         """Another explanation: its ratios, at the place nearest to the one chosen before."""
         k = min(self.ratio.index, len(self.explanation.ratios) - 1)
         self.ratio.unobserve(self._show, "value")
@@ -130,27 +217,39 @@ class ExplanationViewer(WithTwin):
         self.ratio.observe(self._show, "value")
         self._show()
 
-    def _show(self, _=None):
-        one, k = self.explanation, self.ratio.index
-        key = (self.which.value, k, self.view.value)
+    def _encoded(self, name: str, draw: Callable[[], np.ndarray], *key) -> list[bytes]:
+        """The frames of a panel as files; what was drawn once is not drawn again."""
+        key = (self.clip.index, name, *key)
         if key not in self._cache:
-            frames = painting.viewer_frames(
-                one.clip.pixels,
-                one.masks[k],
-                str(self.view.value),
-                segment=None if self._record is None else self._record.segment,
-                scale=self._scale,
-                **self._known(self._record),
+            self._cache[key] = [painting.encode(frame, "jpeg") for frame in draw()]
+        return self._cache[key]
+
+    def _show(self, _=None) -> None:
+        k, look = self.ratio.index, (str(self.view.value), self.truth.value, self.opacity.value)
+        words = []
+        for (name, one), stack in zip(self._on_show(), self._stacks[1:], strict=True):
+            encoded = self._encoded(name, lambda one=one: self._canvas().panel(one.masks[k], *look), k, *look)
+            for image, value in zip(stack.children, encoded, strict=True):
+                image.value = value
+            share, p = painting.percent(one.ratios[k]), float(one.probability[k])
+            who = f"{name}: " * self._together + f"“{one.label}”"
+            words.append(
+                f"<b>{html.escape(who)}</b>: p = {one.original:.2f} for the whole clip, "
+                f"<b>{p:.2f}</b> for the {share} that {html.escape(one.method)} keeps."
             )
-            self._cache[key] = [painting.encode(frame, "jpeg") for frame in frames]
-        for image, encoded in zip(self._images, self._cache[key], strict=True):
-            image.value = encoded
-        share, p = painting.percent(one.ratios[k]), float(one.probability[k])
-        self.note.value = (
-            f"<b>{html.escape(one.label)}</b>: p = {one.original:.2f} for the whole clip, "
-            f"<b>{p:.2f}</b> for the {share} that {html.escape(one.method)} keeps. "
-            "Bars: how much of each frame is kept" + "; blue: the truth." * (self._record is not None)
-        )
+        blue = " Blue: the truth." if self._records and self.truth.value else ""
+        self.note.value = "<br>".join(words) + " Bars: how much of each frame is kept." + blue
+
+
+class NetworkComparison(ExplanationViewer):
+    """Several explanations of one clip side by side, say of two networks, played together.
+
+    >>> NetworkComparison({"R(2+1)D": one, "VGG-LSTM": other}, record)
+
+    As :class:`ExplanationViewer`; all have the same ratios, and the slider moves all of them.
+    """
+
+    _together = True
 
 
 class Explorer(WithTwin):

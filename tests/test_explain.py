@@ -402,6 +402,60 @@ def test_callback_sees_each_mask_in_work(clips):
     assert not torch.equal(states[0].masks, last.masks)
 
 
+@pytest.mark.parametrize("method", ["step", "ep3d", "ep3d-second-order"])
+def test_terms_add_up_to_the_energy_as_it_is_defined(method):
+    """Area and reward as written in eq. 4, from the masks that the callback sees."""
+    clip, _ = spotted_clip()
+    states = []
+    config = {
+        "callback": states.append,
+        "callback_every": 1,
+        "iterations": 5,
+        "area_growth": 1.1,
+        "reward": "log",
+    }
+    explain(pattern_network(), clip, 0, method, **QUICK | {"preset": "paper"}, **config, scale_to_size=False)
+    for n, state in enumerate(states):
+        assert torch.allclose(sum(state.terms.values()), state.energy, rtol=1e-5)
+        r = torch.zeros(state.masks[0].numel())
+        r[: round(0.1 * len(r))] = 1
+        area = (state.masks[0].flatten().sort(descending=True).values - r).square().mean()
+        assert float(state.terms["area"]) == pytest.approx(300 * 1.1**n * float(area), rel=1e-3)
+        assert torch.allclose(state.terms["reward"], -30 * state.probability.log(), rtol=1e-4)
+    extra = {"step": {"core"}, "ep3d": set(), "ep3d-second-order": {"bend"}}[method]
+    assert set(states[0].terms) == {"area", "reward"} | extra
+
+
+def test_a_callback_changes_constants_from_the_next_iteration_and_it_is_on_record():
+    clip, _ = spotted_clip()
+    seen = []
+
+    def change(state):
+        seen.append(state)
+        return {"learning_rate": 0.0, "area_weight": 600.0} if state.iteration == 3 else None
+
+    ask = {**QUICK, "callback_every": 1, "iterations": 6, "shrink": 0, "momentum": 0.0, "hold_rate": 0.0}
+    result = explain(pattern_network(), clip, 0, "ep3d", callback=change, **ask)
+    plain = explain(pattern_network(), clip, 0, "ep3d", **ask)
+    masks = [state.masks for state in seen]
+    assert not torch.equal(masks[1], masks[2]), "it moved until then"
+    assert all(torch.equal(masks[3], m) for m in masks[4:]), "and stands still since"
+    assert float(seen[3].terms["area"] / plain.history["area"][0, 3]) == pytest.approx(
+        2 * float(seen[2].terms["area"] / plain.history["area"][0, 2]), rel=1e-4
+    )
+    assert np.isnan(result.history["area_weight"][0, :3]).all()
+    assert (result.history["area_weight"][0, 3:] == 600).all()
+    assert (result.history["learning_rate"][0, 3:] == 0).all()
+    assert not {"area_weight", "learning_rate"} & set(plain.history)
+
+
+@pytest.mark.parametrize("wrong", [{"iterations": 3}, {"core_weight": -1.0}, {"area_weight": float("nan")}])
+def test_a_callback_cannot_change_anything_else(wrong):
+    clip, _ = spotted_clip()
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        explain(pattern_network(), clip, 0, callback=lambda state: wrong, callback_every=1, **QUICK)
+
+
 def test_saved_and_loaded_is_the_same(small, clips, tmp_path):
     result = explain(small, clips[0], **{**QUICK, "ratios": (0.1, 0.2)})
     loaded = Explanation.load(result.save(tmp_path / "deep" / "a.safetensors"))

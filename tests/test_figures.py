@@ -139,8 +139,8 @@ def test_bars_tell_how_much_each_frame_keeps(pixels):
     mask = torch.zeros(T, H, W)
     for t in range(T):
         mask[t, : 4 * t] = 1  # more and more
-    frames = painting.viewer_frames(pixels, mask, segment=(1, 3), scale=2)
-    assert frames.shape == (T, 2 * H + 36, 4 * W + 4, 3)
+    frames = painting.Canvas(pixels, 2, segment=(1, 3)).panel(mask)
+    assert frames.shape == (T, 2 * H + 36, 2 * W, 3)
     bars = frames[5][2 * H :].astype(int)
     wide = bars.shape[1] / T
     grey = np.abs(bars - 0xBD).max(-1) < 8

@@ -15,7 +15,7 @@ from matplotlib.image import imread
 from steplab.clips import Clip, Record
 from steplab.explain import explain
 from steplab.networks import Network
-from steplab.widgets import ExplanationViewer, Explorer, LiveOptimisation, SideBySide
+from steplab.widgets import ExplanationViewer, Explorer, LiveOptimisation, NetworkComparison, SideBySide
 
 RATIOS = (0.1, 0.3)
 FRAMES, SIZE = 6, 28
@@ -43,7 +43,7 @@ def network():
     """Sees class 1 where the square is bright."""
     where = torch.zeros(3, FRAMES, SIZE, SIZE)
     where[:, :, 8:20, 14:26] = 1 / 300
-    return Network(lambda x: torch.stack([0 * x.sum((1, 2, 3, 4)), (x * where).sum((1, 2, 3, 4))], 1),
+    return Network(lambda x: torch.stack([0 * x.sum((1, 2, 3, 4)), (x * where[:, : x.shape[2]]).sum((1, 2, 3, 4))], 1),
                    ("dark", "<b>bright</b>"))  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_frame_slider_shows_that_frame(result):
     brightness = []
     for t in range(FRAMES):
         viewer.frame.value = t
-        square = pixels_of(viewer.picture())[10 * 3 : 18 * 3, 16 * 3 : 24 * 3]  # in the left half
+        square = pixels_of(viewer.picture(-1))[10 * 3 : 18 * 3, 16 * 3 : 24 * 3]  # the clip
         brightness.append(square.mean() / 255)
     assert np.allclose(brightness, np.linspace(0.4, 1, FRAMES), atol=0.02)
 
@@ -79,9 +79,10 @@ def test_playing_and_sliding_frames_never_ask_the_kernel(result):
     ends = [(link.source, link.target) for link in viewer.links]
     assert ends == [
         ((viewer.play, "value"), (viewer.frame, "index")),
-        ((viewer.frame, "index"), (viewer.stack, "selected_index")),
+        *(((viewer.frame, "index"), (stack, "selected_index")) for stack in viewer._stacks),
     ]
-    assert viewer.play.max == FRAMES - 1 and len(viewer.stack.children) == FRAMES
+    assert viewer.play.max == FRAMES - 1
+    assert [len(stack.children) for stack in viewer._stacks] == [FRAMES, FRAMES]
     assert viewer.play.interval == 250  # the clip's own speed: 4 frames a second
 
 
@@ -92,7 +93,7 @@ def test_ratio_slider_shows_that_mask(result):
         viewer.ratio.value = k
         for t in (0, FRAMES - 1):
             viewer.frame.value = t
-            right = pixels_of(viewer.picture())[: 2 * SIZE, 2 * SIZE + 4 :].mean(-1) / 255
+            right = pixels_of(viewer.picture())[: 2 * SIZE].mean(-1) / 255
             large = result.masks[:, t].repeat_interleave(2, 1).repeat_interleave(2, 2).numpy()
             off = np.abs(right - large).mean((1, 2))
             assert off[k] < 0.05 and off[k] < 0.5 * off[1 - k]
@@ -112,15 +113,13 @@ def test_views_differ_and_truth_is_drawn_only_if_known(result, record):
     for view in ("kept", "heat", "mask", "clip"):
         with_truth, without = (pixels_of(pictures[k, view]) for k in (False, True))
         changed = np.abs(with_truth - without).max(-1) > 60
-        half = 3 * SIZE
-        assert not changed[:half, :half].any(), "the clip on the left stays as it is"
-        assert changed[:half, half + 6 :].any(), "the true mask's outline on the right"
-        assert changed[half:].any(), "the true segment under the bars"
+        assert changed[: 3 * SIZE].any(), "the true mask's outline"
+        assert changed[3 * SIZE :].any(), "the true segment under the bars"
 
 
 def test_bar_of_the_frame_on_show_is_orange(result):
     viewer = ExplanationViewer(result, scale=3)
-    wide = 2 * 3 * SIZE + 6
+    wide = 3 * SIZE
     for t in (0, 4):
         viewer.frame.value = t
         bars = pixels_of(viewer.picture())[3 * SIZE :]
@@ -167,15 +166,82 @@ def test_several_methods_by_name(result, network, clip):
     viewer.which.value = "EP-3D"
     assert viewer.explanation is other
     assert [label for label, _ in viewer.ratio.options] == ["20 %"] and viewer.ratio.index == 0
-    right = pixels_of(viewer.picture())[: 3 * SIZE, 3 * SIZE + 6 :].mean() / 255
+    right = pixels_of(viewer.picture())[: 3 * SIZE].mean() / 255
     assert abs(right - float(other.masks[0, 0].mean())) < 0.03
     viewer.which.value = "STEP"
     assert len(viewer.ratio.options) == 2
 
 
+def test_truth_can_be_left_out(result, record):
+    with_truth, without = ExplanationViewer(result, record, scale=3), ExplanationViewer(result, scale=3)
+    shown = with_truth.picture()
+    with_truth.truth.value = False
+    assert with_truth.picture() == without.picture() != shown
+    assert "truth" not in with_truth.note.value
+    assert not any("truth" in t.get_text() for t in with_truth.static().texts)
+    with_truth.truth.value = True
+    assert with_truth.picture() == shown and "truth" in with_truth.note.value
+
+
+@pytest.mark.parametrize("view", ["heat", "mask"])
+def test_opacity_blends_what_is_shown_with_the_clip(result, view):
+    viewer = ExplanationViewer(result, scale=3)
+    viewer.view.value = view
+    clip = pixels_of(viewer.picture(-1))
+    whole = np.abs(pixels_of(viewer.picture())[: 3 * SIZE] - clip).mean()
+    for opacity in (0.25, 0.5, 0.75):
+        viewer.opacity.value = opacity
+        part = np.abs(pixels_of(viewer.picture())[: 3 * SIZE] - clip).mean()
+        assert part == pytest.approx(opacity * whole, rel=0.2)
+
+
+def test_several_clips(network, result, record):
+    other = Clip(record.clip.pixels[:, :4].flip(1).clone(), torch.arange(4) / 2, "films/backwards.mp4")
+    second = explain(network, other, 1, ratios=RATIOS, preset="smoke", progress=False)
+    viewer = ExplanationViewer({"STEP": [result, second]}, scale=3)
+    assert [label for label, _ in viewer.clip.options] == ["1: square", "2: backwards.mp4"]
+    viewer.frame.value = FRAMES - 1
+    viewer.clip.value = 1
+    assert viewer.explanation is second and viewer.play.max == 3 and viewer.frame.index == 3
+    assert [len(stack.children) for stack in viewer._stacks] == [4, 4]
+    assert viewer._stacks[0].selected_index == 3 and viewer.play.interval == 500
+    viewer.frame.index = 0
+    bright = pixels_of(viewer.picture(-1))[30:54, 48:72].mean() / 255
+    assert bright == pytest.approx(float(other.pixels[0, 0, 10, 16]), abs=0.02)
+    viewer.clip.value = 0
+    assert viewer.explanation is result and viewer.play.max == FRAMES - 1
+    records = [record, Record(other, 1, [torch.zeros(0, 4)] * 4, None, None, "second")]
+    both = ExplanationViewer({"STEP": [result, second]}, records)
+    assert [label for label, _ in both.clip.options] == ["1: square", "2: second"]
+
+
+def test_comparison_shows_all_at_once(result, network, clip):
+    other = explain(network, clip, 1, method="ep3d", ratios=RATIOS, preset="smoke", progress=False)
+    both = NetworkComparison({"one": result, "<i>other": other}, scale=2)
+    both.view.value = "mask"
+    for k in (1, 0):
+        both.ratio.value = k
+        for panel, one in enumerate((result, other)):
+            shown = pixels_of(both.picture(panel))[: 2 * SIZE].mean(-1) / 255
+            large = one.masks[k, 0].repeat_interleave(2, 0).repeat_interleave(2, 1).numpy()
+            assert np.abs(shown - large).mean() < 0.05
+    assert "&lt;i&gt;other" in both.note.value and "<i>" not in both.note.value
+    assert len(both.links) == 4  # play → frame → the clip and both masks
+    assert len(both.static().axes) == 3
+    short = explain(network, clip, 1, ratios=(0.2,), preset="smoke", progress=False)
+    with pytest.raises(ValueError, match="'b' has other ratios than 'a'"):
+        NetworkComparison({"a": result, "b": short})
+
+
 def test_what_cannot_be_shown_is_refused(result, record):
     with pytest.raises(ValueError, match="explanations: got none"):
         ExplanationViewer({})
+    with pytest.raises(ValueError, match="explanations: got none"):
+        ExplanationViewer({"STEP": []})
+    with pytest.raises(ValueError, match="record: got 2, expected 1, one a clip"):
+        ExplanationViewer(result, [record, record])
+    with pytest.raises(ValueError, match="'EP-3D' explains other clips than 'STEP'"):
+        ExplanationViewer({"STEP": [result], "EP-3D": [result, result]})
     small = Clip(record.clip.pixels[:, :4].clone(), torch.arange(4) / 4, "short")
     with pytest.raises(ValueError, match="record: got a clip of shape"):
         ExplanationViewer(result, Record(small, 1, record.boxes[:4], None, (0, 4), "short"))
@@ -244,7 +310,9 @@ def test_live_gives_what_explain_gives(network, clip):
     assert torch.equal(result.masks, direct.masks) and not result.interrupted
     assert [s.iteration for s in live.snapshots] == [3, 6, 9, 12]
     assert len(live.static().axes) == 5  # the clip and four masks
-    assert live.curve.value.count("<polyline") == 3
+    assert live.curve.value.count("<polyline") == 6
+    for name in ("probability", "share kept", "energy", "area term", "core term", "reward term"):
+        assert f">{name} " in live.curve.value
     assert "&lt;b&gt;bright" in live.note.value and "done" in live.note.value
     assert not live.start_button.disabled and live.pause_button.disabled and live.stop_button.disabled
 
@@ -256,6 +324,21 @@ def test_live_picture_shows_the_latest_mask(network, clip):
     live.start().wait()
     assert bytes(live.picture.value) == encode(live_frames(clip.pixels, live.snapshots[-1].masks[0]), "jpeg")
     assert bytes(live.picture.value) != encode(live_frames(clip.pixels, live.snapshots[0].masks[0]), "jpeg")
+
+
+def test_live_goes_on_with_what_the_sliders_say(network, clip):
+    """A learning rate of nothing stops the mask; area weights are on record, and mean the same as in a call."""
+    ask = {"ratios": (0.2,), "preset": "smoke", "iterations": 12, "every": 3}
+    live = LiveOptimisation(network, clip, 1, method="ep3d", **ask)
+    assert live.factors["core_weight"].disabled and not live.factors["area_weight"].disabled
+    live.factors["learning_rate"].value = 0
+    live.factors["area_weight"].value = 2
+    result = live.start().wait()
+    assert torch.equal(live.snapshots[1].masks, live.snapshots[3].masks)
+    assert not torch.equal(live.snapshots[0].masks, live.snapshots[1].masks)
+    weights = result.history["area_weight"][0]
+    assert np.isnan(weights[:3]).all() and (weights[3:] == 2 * result.config.area_weight).all()
+    assert (result.history["learning_rate"][0, 3:] == 0).all()
 
 
 def test_live_finds_one_mask_after_another(network, clip):
