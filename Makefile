@@ -7,6 +7,7 @@ UV := $(shell command -v uv 2>/dev/null)
 PIP := $(if $(UV),$(UV) pip install --quiet --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check)
 USE := $(VENV)/.ready-to-use
 TEST := $(VENV)/.ready-to-test
+PRESS := $(VENV)/.ready-to-print
 PORT ?= 8888
 # What `make tables` runs, with what, and how many at a time:
 # make tables NOTEBOOKS="06 07" PRESET=lesson SET="seed=3 clips=films/*.mp4 boxes=boxes.csv" JOBS=2
@@ -28,12 +29,13 @@ export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
 .DEFAULT_GOAL := help
-.PHONY: help lab tables train bench test
+.PHONY: help lab tables train bench test book
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make lab      open the lessons in JupyterLab (port $(PORT), or PORT=...)"
 	@echo "make tables   run every notebook anew into runs/ and write runs/index.html (NOTEBOOKS=, PRESET=, SET=, JOBS=, DATASET= ROOT= NETWORKS=)"
+	@echo "make book     write the lessons as they are stored, and a reference, as static pages into runs/book/"
 	@echo "make train    train the small networks anew (NETWORKS=name ...)"
 	@echo "make bench    measure the engine's speed on this machine"
 	@echo "make test     lint, types, tests, notebooks (ARGS=... for pytest)"
@@ -51,14 +53,19 @@ $(USE): pyproject.toml | $(BIN)/python
 
 $(TEST): pyproject.toml | $(USE)
 	@echo "Installing what the tests need into $(VENV) ..."
-	@$(PIP) --editable '.[real,test]'
+	@$(PIP) --editable '.[real,test,book]'
 	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); print("\n".join(p["project"]["optional-dependencies"]["oracle"]))' > $(VENV)/oracles.txt
 	@$(PIP) --no-deps --requirement $(VENV)/oracles.txt || echo "Some test oracles are missing; the tests that need them will be skipped."
 	@touch $@
 
+$(PRESS): pyproject.toml | $(USE)
+	@echo "Installing what the book needs into $(VENV) ..."
+	@$(PIP) --editable '.[real,book]'
+	@touch $@
+
 lab: $(USE)
 	@echo "Opening the lessons in JupyterLab on port $(PORT); Ctrl-C twice ends it."
-	@$(BIN)/python -m jupyterlab --port $(PORT) $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
+	@$(BIN)/python -m steplab lab --port $(PORT) $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
 
 tables: $(USE)
 	@echo "Running notebooks into runs/ ..."
@@ -68,6 +75,11 @@ tables: $(USE)
 train: $(USE)
 	@echo "Training $(or $(NETWORKS),all networks) into data/networks/ ..."
 	@$(BIN)/python data/course.py $(NETWORKS)
+
+book: $(PRESS)
+	@rm -rf runs/book
+	@$(BIN)/python book/build.py runs/book
+	@echo "Open runs/book/index.html"
 
 bench: $(TEST)
 	@echo "Measuring speed ..."
