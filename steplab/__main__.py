@@ -9,6 +9,7 @@ steplab train --dataset ucf101-24 --root ucf101 --network r2plus1d_18 --init kin
 import argparse
 import ctypes
 import os
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -29,7 +30,10 @@ _WHOLE_FRAME = ("imagenet-consensus",)
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0: done, 1: a notebook failed or data are faulty, 2: bad input, 130: Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, options.more = parser.parse_known_args(arguments, argparse.Namespace(more=()))
+    if options.more and options.run is not _lab:
+        parser.error(f"unrecognized arguments: {' '.join(options.more)}")
     warnings.showwarning = lambda message, *_, **__: print(f"steplab: warning: {message}", file=sys.stderr)
     _keep_memory()
     try:
@@ -56,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="steplab", description="Explain video networks by perturbation.")
     parser.add_argument("--version", action="version", version=f"steplab {__version__}")
     commands = parser.add_subparsers(title="commands", required=True)
+
+    lab = commands.add_parser("lab", help="open JupyterLab; what follows is for it (notebooks, --port ...)")
+    lab.set_defaults(run=_lab)
 
     explain = commands.add_parser(
         "explain",
@@ -305,6 +312,11 @@ def _train(options) -> int:
     if os.environ.get("RANK", "0") == "0":
         print(f"wrote {out / network.name}.safetensors")
     return 0
+
+
+def _lab(options) -> int:
+    hook = "--FileContentsManager.pre_save_hook=steplab.saving.keep_pictures"
+    return subprocess.run([sys.executable, "-m", "jupyterlab", hook, *options.more]).returncode
 
 
 def _check_data(options) -> int:

@@ -280,15 +280,17 @@ def maps(
     return figure
 
 
-def kernel(ones: Float[Tensor, "time height width"], title: str = "") -> Figure:
-    """A kernel as a body of cubes, and at most nine of its slices, each with its number of ones."""
+def kernel(
+    ones: Float[Tensor, "time height width"], title: str = "", *, turn: float = 30, tilt: float = 30
+) -> Figure:
+    """A kernel as a body of `cubes`, and at most nine of its slices, each with its number of ones."""
     ones = torch.as_tensor(ones).detach().cpu() > 0
     shown = spread(len(ones), 9)
     with plt.rc_context(STYLE):
         figure = Figure(figsize=(10, 2.6 + 0.3 * bool(title)), layout="constrained")
         widths = [2.2] + [9 / max(len(shown), 5)] * len(shown)
         body, *slices = figure.subplots(1, 1 + len(shown), width_ratios=widths)
-        body.imshow(cubes(ones))
+        body.imshow(cubes(ones, turn, tilt))
         body.axis("off")
         body.set_title(f"Z = {int(ones.sum())}", fontsize=13)
         for axes, t in zip(slices, shown, strict=True):

@@ -72,8 +72,8 @@ def explain(
         device: where to compute; default: where the network is.
         progress: show a progress bar.
         callback: called with a :class:`State` every `callback_every` iterations; a baseline has none. What it
-            returns, if anything, are constants to go on with: area_weight, core_weight, learning_rate by name.
-            The history then holds what was in force.
+            returns, if anything, are constants to go on with, by name: area_weight, core_weight,
+            learning_rate. The history then holds what was in force.
         max_batch: masks in work at once; bounds memory. Default: 1 on a CPU, which is no slower, else 8.
         overrides: any constant of :class:`StepConfig`, for a baseline of :class:`AttributionConfig`.
 
@@ -162,7 +162,7 @@ class _Run:
             p = torch.cat([self.score(x[None].clone()).float().exp() for x in self.pixels])
         if not torch.isfinite(p).all():
             raise ValueError("network gave values that are not finite numbers for the clip itself")
-        self.targets = _as_targets(network, target, p)
+        self.targets = as_targets(network, target, p)
         self.originals = [float(row[t]) for row, t in zip(p, self.targets, strict=True)]
         self.interrupted = False
         self.progress, self.bar = progress, tqdm(disable=not progress, unit="it", leave=False)
@@ -297,7 +297,7 @@ def check_ratios(ratios) -> tuple[float, ...]:
     return values
 
 
-def _as_targets(network: Network, target, probabilities: Tensor) -> list[int]:
+def as_targets(network: Network, target, probabilities: Tensor) -> list[int]:
     count = len(probabilities)
     if target is None:
         return probabilities.argmax(dim=1).tolist()

@@ -29,8 +29,8 @@ class Explanation:
         heatmap: (T, H, W), not negative: sum over ratios of the masks blurred in space.
         probability: (R,) Phi_c of the clip as each mask preserves it.
         history: arrays (R, iterations): "energy", "probability", "mean" of the mask, "area", for STEP "core";
-            NaN after a mask's last iteration. If a callback changed constants, they stand here by their names,
-            NaN before the first change.
+            NaN after a mask's last iteration. If a callback changed constants, they stand here by their
+            names, NaN before the first change.
         ratios: the preservation ratios asked for.
         target, label: number and name of the explained class.
         original: Phi_c of the clip as it is.

@@ -48,9 +48,9 @@ class LiveOptimisation(WithTwin):
     """Watch a mask being found: heat, kept clip, energy and probability while `explain` runs.
 
     It runs in a thread of its own, so the buttons and the rest of the notebook stay usable; `start()` does
-    what the button does and returns the widget, `wait()` gives the result. The sliders multiply the area weight
-    (lambda), the weight of L_K and the learning rate from the next picture on; the result's history holds what
-    was in force.
+    what the button does and returns the widget, `wait()` gives the result. The sliders multiply the area
+    weight (lambda), the weight of L_K and the learning rate from the next picture on; the result's history
+    holds what was in force.
 
     Args:
         network, clip, target, method, preset, seed, overrides: as for `explain`.
@@ -83,7 +83,7 @@ class LiveOptimisation(WithTwin):
         self.pause_button = ipywidgets.Button(description="pause", icon="pause", disabled=True)
         self.stop_button = ipywidgets.Button(description="stop", icon="stop", disabled=True)
         self.picture = ipywidgets.Image(
-            format="jpeg", layout=ipywidgets.Layout(width="100%", max_width="920px")
+            format="jpeg", layout={"width": "100%", "max_width": "920px", "margin": "0"}
         )
         self.curve, self.note = ipywidgets.HTML(), ipywidgets.HTML("ready")
         self._config = make_config(method, preset, clip.pixels.shape[1:], overrides)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from matplotlib.colors import to_rgb
 from matplotlib.image import imsave
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 ORANGE, BLUE, SKY, GREY, INK = "#E69F00", "#0072B2", "#3FA9F5", "#8A8A8A", "#222222"
@@ -282,29 +282,78 @@ def in_a_row(frames: np.ndarray, space: int) -> np.ndarray:
     return np.concatenate(list(framed), 1)
 
 
-def cubes(body: Bool[Tensor, "time height width"], side: int = 14) -> UInt8[np.ndarray, "high wide 3"]:
-    """A body of voxels from above and aside: width to the right, height down, time to the right and back.
+def cubes(
+    body: Bool[Tensor, "time height width"], turn: float = 30, tilt: float = 30, side: int = 14
+) -> UInt8[np.ndarray, "high wide 3"]:
+    """A body of voxels from where one likes, without perspective: width to the right, height down, time back.
 
     Args:
         body: True where there is a cube.
-        side: of a cube, pixels.
+        turn, tilt: degrees by which one walks round it to the right, and looks down on it.
+        side: of a cube, pixels. Of whatever is turned, the picture has the same size.
     """
-    time, height, width = body.shape
-    across, deep, down = np.array([side, 0.0]), np.array([0.8 * side, -0.5 * side]), np.array([0.0, side])
-    size = side * width + deep[0] * time + 4, side * height - deep[1] * time + 4
-    image = Image.new("RGB", (int(size[0]), int(size[1])), "white")
-    draw, origin = ImageDraw.Draw(image), np.array([2.0, 2.0 - deep[1] * time])
-    for t in range(time - 1, -1, -1):  # from the back to the front
-        shade = 1 - 0.55 * t / max(time - 1, 1)
-        for i, j in body[t].nonzero().flip(0).tolist():
-            corner = origin + j * across + i * down + t * deep
-            front = (corner, corner + across, corner + across + down, corner + down)
-            top = (corner, corner + across, corner + across + deep, corner + deep)
-            right = (corner + across, *(corner + across + v for v in (deep, deep + down, down)))
-            for face, light in ((top, 1.0), (right, 0.72), (front, 0.86)):
-                colour = tuple(int(255 * (1 - shade + shade * c) * light) for c in to_rgb(ORANGE))
-                draw.polygon([tuple(point) for point in face], fill=colour, outline=(60, 50, 40))
+    turn, tilt = np.deg2rad(turn), np.deg2rad(tilt)
+    # rows: where one step in time, height and width leads to, in the picture's right, down and back
+    across = np.array([[np.sin(turn), 0, np.cos(turn)], [0, 1, 0], [np.cos(turn), 0, -np.sin(turn)]])
+    over = np.array([[1, 0, 0], [0, np.cos(tilt), np.sin(tilt)], [0, -np.sin(tilt), np.cos(tilt)]])
+    axes = across @ over
+    padded = F.pad(body.bool(), (1,) * 6)
+    length, fine = int(np.ceil(np.linalg.norm(body.shape) * side)), 2  # drawn larger, then smoothed
+    image = Image.new("RGB", (fine * length, fine * length), "white")
+    draw, middle = ImageDraw.Draw(image), np.array(body.shape) / 2
+    faces = []
+    corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
+    for axis in range(3):
+        toward = -1 if axes[axis, 2] > 0 else 1  # the side that one sees
+        if abs(axes[axis, 2]) < 1e-9:
+            continue
+        others = [a for a in range(3) if a != axis]
+        bare = body.bool() & ~padded.roll(-toward, axis)[1:-1, 1:-1, 1:-1]  # nothing before it
+        at = bare.nonzero().numpy()[:, None].repeat(4, 1).astype(float)
+        at[..., others] += corners
+        at[..., axis] += toward > 0
+        seen = (at - middle) @ axes
+        light = (0.86, 1.0, 0.72)[axis] * (0.75 + 0.25 * abs(axes[axis, 2]))
+        faces += [
+            (quad[:, 2].mean(), quad[:, :2], light * _fade(t, len(body)))
+            for quad, t in zip(seen, at[:, 0, 0], strict=True)
+        ]
+    for _, quad, light in sorted(faces, key=lambda face: -face[0]):  # from the back to the front
+        points = [tuple(fine * (side * point + length / 2)) for point in quad]
+        draw.polygon(points, fill=_fill(ORANGE, light), outline=(60, 50, 40))
+    return np.asarray(image.resize((length, length), Image.Resampling.LANCZOS))
+
+
+def body(
+    ones: Float[Tensor, "time height width"], turn: float = 30, tilt: float = 30
+) -> UInt8[np.ndarray, "high wide 3"]:
+    """A kernel as `cubes`, beside its slices with the number of ones in each; quick enough to be turned live.
+
+    Args:
+        ones: not zero where there is a cube; up to 11 x 15 x 15 have room.
+        turn, tilt: as of `cubes`.
+    """
+    high, cell, columns = 390, 7, 4
+    image = Image.new("RGB", (high + 10 + columns * (15 * cell + 25), high), "white")
+    solid = Image.fromarray(cubes(ones > 0, turn, tilt, side=16))
+    image.paste(solid, ((high - solid.width) // 2, (high - solid.height) // 2))
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(16)
+    for t, piece in enumerate(ones > 0):
+        x, y = high + 10 + t % columns * (15 * cell + 25), t // columns * (15 * cell + 25)
+        colours = np.where(piece.numpy()[..., None], _bytes(ORANGE), _bytes("#3B3B3B")).astype(np.uint8)
+        size = (cell * piece.shape[1], cell * piece.shape[0])
+        image.paste(Image.fromarray(colours).resize(size, Image.Resampling.NEAREST), (x, y + 22))
+        draw.text((x, y + 2), f"t = {t}: {int(piece.sum())}", fill=_fill(INK), font=font)
     return np.asarray(image)
+
+
+def _fill(colour: str, light: float = 1.0) -> tuple[int, ...]:
+    return tuple(int(255 * c * light) for c in to_rgb(colour))
+
+
+def _fade(frame: float, count: int) -> float:
+    """Later frames are darker, so that time shows however the body is turned."""
+    return 1 - 0.35 * frame / max(count, 1)
 
 
 def live_curve(series: Mapping[str, Sequence[float]], length: int) -> str:
@@ -326,5 +375,5 @@ def live_curve(series: Mapping[str, Sequence[float]], length: int) -> str:
         label = html.escape(f"{name} {values[-1]:.2f}" if len(values) else name)
         place = f'x="{wide + 8}" y="{20 + 22 * k}" font-size="15"'
         parts.append(f'<text {place} fill="{CYCLE[k]}">{label}</text>')
-    whole = f'viewBox="0 0 {wide + 240} {tall}" width="{wide + 240}" height="{tall}"'
+    whole = f'viewBox="0 0 {wide + 240} {tall}" style="width: 98%; max-width: {wide + 240}px"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {whole}>{"".join(parts)}</svg>'

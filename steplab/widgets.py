@@ -22,12 +22,16 @@ from . import figures, painting
 from .clips import Record
 from .explanation import Explanation
 from .live import LiveOptimisation, SideBySide, WithTwin, jpeg
+from .losses import KERNEL, ellipsoid_kernel, window_count, window_means
+from .sketch import PerturbationExplorer
 
 __all__ = [
     "ExplanationViewer",
     "Explorer",
+    "KernelExplorer",
     "LiveOptimisation",
     "NetworkComparison",
+    "PerturbationExplorer",
     "SideBySide",
 ]
 
@@ -70,14 +74,16 @@ class ExplanationViewer(WithTwin):
         first = next(iter(self._named.values()))
         self._scale, self._cache, self._canvases = scale, {}, {}
         names = [r.name for r in self._records] or [PurePath(e.clip.source).name for e in first]
-        look = {"style": {"description_width": "60px"}, "layout": ipywidgets.Layout(width="340px")}
+        look = {
+            "style": {"description_width": "60px"},
+            "layout": ipywidgets.Layout(width="340px", max_width="100%"),
+        }
         self.play = ipywidgets.Play(repeat=True)
         self.frame = ipywidgets.SelectionSlider(options=[("", 0)], description="frame", **look)
         self.ratio = ipywidgets.SelectionSlider(options=self._ratios(first[0]), description="keep", **look)
         self.view = ipywidgets.ToggleButtons(
             options=[("what is kept", "kept"), ("heat", "heat"), ("mask", "mask"), ("outline", "clip")],
-            description="show",
-            style=look["style"] | {"button_width": "110px"},
+            style={"button_width": "110px"},
         )
         self.opacity = ipywidgets.SelectionSlider(
             options=[(painting.percent(v), v) for v in (0.25, 0.5, 0.75, 1.0)],
@@ -94,7 +100,11 @@ class ExplanationViewer(WithTwin):
         )
         shown = len(self._named) if self._together else 1
         part = {"width": f"{100 / (shown + 1):.1f}%", "margin": "0"}
-        self._stacks = [ipywidgets.Stack([], layout=part) for _ in range(shown + 1)]
+        self._stacks = [ipywidgets.Stack([]) for _ in range(shown + 1)]
+        self._captions = [ipywidgets.HTML() for _ in self._stacks]
+        panels = [
+            ipywidgets.VBox(pair, layout=part) for pair in zip(self._captions, self._stacks, strict=True)
+        ]
         self.note = ipywidgets.HTML()
         # In the browser alone: not a word to the kernel while it plays.
         self.links = [jslink((self.play, "value"), (self.frame, "index"))]
@@ -114,7 +124,7 @@ class ExplanationViewer(WithTwin):
         choosers += [self.clip] * (len(first) > 1) + [self.truth] * bool(self._records)
         wrap = {"flex_flow": "row wrap", "max_width": "100%"}
         controls = [ipywidgets.HBox(row, layout=wrap) for row in [*rows, choosers] if row]
-        super().__init__([self.note, ipywidgets.HBox(self._stacks, layout=wide), *controls])
+        super().__init__([self.note, ipywidgets.HBox(panels, layout=wide), *controls])
 
     @property
     def explanation(self) -> Explanation:
@@ -196,13 +206,10 @@ class ExplanationViewer(WithTwin):
         self.frame.options = [(f"{t + 1} of {count}, {s:.2f} s", t) for t, s in enumerate(times)]
         self.frame.index = at
         clip = self._encoded("", lambda: self._canvas().frames(truth=False))
-        for k, stack in enumerate(self._stacks):
+        for stack in self._stacks:
             if len(stack.children) != count:
-                alt = "the clip" if k == 0 else "what its mask keeps"
-                look, stack.selected_index = {"layout": {"width": "100%"}, "format": "jpeg"}, None
-                stack.children = [
-                    ipywidgets.Image(tooltip=f"{alt}, frame {t + 1}", **look) for t in range(count)
-                ]
+                look, stack.selected_index = {"layout": {"width": "100%", "margin": "0"}, "format": "jpeg"}, None
+                stack.children = [ipywidgets.Image(**look) for _ in range(count)]
                 stack.selected_index = at
         for image, encoded in zip(self._stacks[0].children, clip, strict=True):
             image.value = encoded
@@ -226,19 +233,19 @@ class ExplanationViewer(WithTwin):
 
     def _show(self, _=None) -> None:
         k, look = self.ratio.index, (str(self.view.value), self.truth.value, self.opacity.value)
-        words = []
-        for (name, one), stack in zip(self._on_show(), self._stacks[1:], strict=True):
+        panels = zip(self._on_show(), self._stacks[1:], self._captions[1:], strict=True)
+        for (name, one), stack, caption in panels:
             encoded = self._encoded(name, lambda one=one: self._canvas().panel(one.masks[k], *look), k, *look)
             for image, value in zip(stack.children, encoded, strict=True):
                 image.value = value
-            share, p = painting.percent(one.ratios[k]), float(one.probability[k])
-            who = f"{name}: " * self._together + f"“{one.label}”"
-            words.append(
-                f"<b>{html.escape(who)}</b>: p = {one.original:.2f} for the whole clip, "
-                f"<b>{p:.2f}</b> for the {share} that {html.escape(one.method)} keeps."
-            )
-        blue = " Blue: the truth." if self._records and self.truth.value else ""
-        self.note.value = "<br>".join(words) + " Bars: how much of each frame is kept." + blue
+            words = f"keeps {painting.percent(one.ratios[k])}: p = <b>{float(one.probability[k]):.2f}</b>"
+            caption.value = f"{html.escape(name if self._together else one.method)} {words}"
+        first = self.explanation
+        whole = ", ".join(f"{one.original:.2f}" for _, one in self._on_show())
+        self._captions[0].value = f"the clip: p = {whole}"
+        blue = "; blue: the truth" if self._records and self.truth.value else ""
+        label = html.escape(f"“{first.label}”")
+        self.note.value = f"<b>{label}</b>. Bars: how much of each frame is kept{blue}."
 
 
 class NetworkComparison(ExplanationViewer):
@@ -258,7 +265,7 @@ class Explorer(WithTwin):
     >>> Explorer(lambda time, size: figures.kernel(...), {"time": (3, 5, 7), "size": (7, 11)}, ready=True)
 
     Args:
-        draw: called with one keyword argument for each slider; returns a figure.
+        draw: called with one keyword argument for each slider; returns a figure, or pixels (quicker).
         options: what each slider offers, by name: numbers get a slider, words get buttons.
         start: where the sliders stand at first, by name; by default in the middle, words at the first.
         ready: draw every combination beforehand, so that sliders answer within a few milliseconds; leave it
@@ -270,7 +277,7 @@ class Explorer(WithTwin):
 
     def __init__(
         self,
-        draw: Callable[..., Figure],
+        draw: Callable[..., Figure | np.ndarray],
         options: Mapping[str, Sequence],
         start: Mapping[str, object] | None = None,
         ready: bool = False,
@@ -283,11 +290,14 @@ class Explorer(WithTwin):
             words = isinstance(values[0], str)
             kind = ipywidgets.ToggleButtons if words else ipywidgets.SelectionSlider
             value = (start or {}).get(name, values[0 if words else len(values) // 2])
-            look = {"style": {"description_width": "110px"}, "layout": ipywidgets.Layout(width=WIDE)}
+            look = {
+                "style": {"description_width": "110px"},
+                "layout": ipywidgets.Layout(width=WIDE, max_width="100%"),
+            }
             self.controls[name] = kind(
                 options=values, value=value, description=name.replace("_", " "), **look
             )
-        self.picture = ipywidgets.Image(format="jpeg", layout=ipywidgets.Layout(max_width="100%"))
+        self.picture = ipywidgets.Image(format="jpeg", layout={"max_width": "100%", "margin": "0"})
         if ready:
             for chosen in itertools.product(*(c.options for c in self.controls.values())):
                 self._encoded(chosen)
@@ -302,8 +312,68 @@ class Explorer(WithTwin):
 
     def _encoded(self, chosen: tuple) -> bytes:
         if chosen not in self._cache:
-            self._cache[chosen] = jpeg(self._draw(**dict(zip(self.controls, chosen, strict=True))))
+            drawn = self._draw(**dict(zip(self.controls, chosen, strict=True)))
+            self._cache[chosen] = (
+                jpeg(drawn) if isinstance(drawn, Figure) else painting.encode(drawn, "jpeg", 90)
+            )
         return self._cache[chosen]
 
     def _show(self, _=None):
         self.picture.value = self._encoded(tuple(control.value for control in self.controls.values()))
+
+
+class KernelExplorer(Explorer):
+    """The ellipsoid of eq. 8 and 9 in three dimensions: change its sides, turn it, count ones and windows.
+
+    >>> KernelExplorer((16, 112, 112), ratios=(0.05, 0.1))
+
+    Args:
+        size: (T, H, W) of the clips in which windows are counted.
+        ratios: preservation ratios, in (0, 1), for which full windows are counted.
+        sides: what the sliders offer for T_K, and for H_K and W_K.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int, int] = (16, 112, 112),
+        ratios: Sequence[float] = (0.02, 0.05, 0.1, 0.2, 0.3),
+        sides: tuple[Sequence[int], Sequence[int]] = ((1, 3, 5, 7, 9, 11), (3, 5, 7, 9, 11, 13, 15)),
+    ):
+        self._size, self._ratios, self.note = size, ratios, ipywidgets.HTML()
+        start = dict(zip(("T_K", "H_K", "W_K"), KERNEL, strict=True)) | {
+            "stride": KERNEL[1],
+            "turn": 30,
+            "tilt": 30,
+        }
+        options = {"T_K": sides[0], "H_K": sides[1], "W_K": sides[1], "stride": (7, KERNEL[1])}
+        options |= {"turn": range(-90, 91, 15), "tilt": range(-90, 91, 15)}
+        super().__init__(
+            lambda turn, tilt, **chosen: painting.body(self._ones(**chosen), turn, tilt), options, start
+        )
+        self.children = [*self.children, self.note]
+
+    def static(self):
+        """The body as it is turned, its slices, and the count of windows."""
+        chosen = {name: int(control.value) for name, control in self.controls.items()}
+        turn, tilt = chosen.pop("turn"), chosen.pop("tilt")
+        return figures.kernel(self._ones(**chosen), title=self._count(**chosen), turn=turn, tilt=tilt)
+
+    @staticmethod
+    def _ones(T_K: int, H_K: int, W_K: int, stride: int = 1):
+        return ellipsoid_kernel((T_K, H_K, W_K), normalised=False)
+
+    def _count(self, T_K: int, H_K: int, W_K: int, stride: int) -> str:
+        kernel = (T_K, H_K, W_K)
+        places = window_means(torch.zeros(1, *self._size), kernel, (1, stride, stride)).numel()
+        counts = ", ".join(str(window_count(v, self._size, kernel)) for v in self._ratios)
+        shares = ", ".join(painting.percent(v) for v in self._ratios)
+        return f"k = {counts} of {places:,} windows, to keep {shares}"
+
+    def _show(self, _=None):
+        super()._show()
+        chosen = {name: int(c.value) for name, c in self.controls.items() if name not in ("turn", "tilt")}
+        ones = self._ones(**chosen)
+        frames = ", ".join(str(int(n)) for n in ones.sum((1, 2)))
+        self.note.value = (
+            f"Z = <b>{int(ones.sum())}</b> ones ({frames} in its frames). {self._count(**chosen)}"
+        )

@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from lab import browser, lab  # noqa: E402, F401  (fixtures)
 
 torch.set_num_threads(THREADS)
 

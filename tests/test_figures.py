@@ -309,16 +309,41 @@ def test_kernel_shows_slices_and_counts():
     assert np.array_equal(slices[1].images[0].get_array(), ones[1])
 
 
+@pytest.mark.parametrize(
+    "turn, tilt, high, wide", [(0, 0, 2, 3), (90, 0, 2, 4), (0, 90, 4, 3), (-90, 90, 3, 4)]
+)
+def test_cubes_are_seen_from_where_one_stands(turn, tilt, high, wide):
+    """Four frames, two rows, three columns: which two sides show depends on where one stands."""
+    picture = painting.cubes(torch.ones(4, 2, 3, dtype=torch.bool), turn, tilt, side=10)
+    drawn = picture.astype(int).min(-1) < 200
+    rows, columns = np.flatnonzero(drawn.any(1)), np.flatnonzero(drawn.any(0))
+    assert abs(rows[-1] - rows[0] + 1 - 10 * high) <= 2 and abs(columns[-1] - columns[0] + 1 - 10 * wide) <= 2
+
+
 def test_cubes_hide_what_is_behind():
-    one = painting.cubes(torch.ones(1, 1, 1, dtype=torch.bool))
-    row = painting.cubes(torch.ones(1, 1, 3, dtype=torch.bool))
-    assert row.shape[0] == one.shape[0] and row.shape[1] == one.shape[1] + 2 * 14
     behind = torch.ones(2, 3, 3, dtype=torch.bool)
-    solid = painting.cubes(behind)
+    solid = painting.cubes(behind, 0, 0)
     behind[1, 1, 1] = False  # in the back layer, covered by the front one
-    assert np.array_equal(painting.cubes(behind), solid)
+    assert np.array_equal(painting.cubes(behind, 0, 0), solid)
     behind[0, 1, 1] = False
-    assert not np.array_equal(painting.cubes(behind), solid)
+    assert not np.array_equal(painting.cubes(behind, 0, 0), solid)
+    front, back = torch.zeros(2, 3, 5, 5, dtype=torch.bool)
+    front[0, 2, 1], back[2, 2, 1] = True, True
+    shown = [painting.cubes(one, 45, 0).astype(int).min(-1) < 200 for one in (front, back)]
+    left, right = (np.flatnonzero(one.any(0)).mean() for one in shown)
+    assert left < right, "from the right, what is later lies further right"
+    shown = [painting.cubes(one, 0, 45).astype(int).min(-1) < 200 for one in (front, back)]
+    low, high = (np.flatnonzero(one.any(1)).mean() for one in shown)
+    assert high < low, "from above, what is later lies higher"
+
+
+def test_kernel_as_one_picture_has_a_slice_for_each_frame():
+    ones = torch.zeros(3, 5, 7)
+    ones[1] = 1
+    picture = painting.body(ones, 0, 0).astype(int)
+    orange = np.abs(picture - [0xE6, 0x9F, 0x00]).max(-1) < 3
+    dark = np.abs(picture - 0x3B).max(-1) < 3
+    assert orange[:, 400:].sum() == 35 * 49 and dark[:, 400:].sum() >= 2 * 35 * 49
 
 
 def test_panels_share_rows_and_scale_and_keep_the_other_number():

