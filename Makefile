@@ -8,6 +8,7 @@ PIP := $(if $(UV),$(UV) pip install --quiet --quiet --python $(BIN)/python,$(BIN
 USE := $(VENV)/.ready-to-use
 TEST := $(VENV)/.ready-to-test
 PRESS := $(VENV)/.ready-to-print
+GRADE := $(VENV)/.ready-to-grade
 PORT ?= 8888
 # What `make tables` runs, with what, and how many at a time:
 # make tables NOTEBOOKS="06 07" PRESET=lesson SET="seed=3 clips=films/*.mp4 boxes=boxes.csv" JOBS=2
@@ -20,6 +21,8 @@ DATASET ?=
 ROOT ?=
 # What `make train` trains, and what lessons 04 to 07 look into: make train NETWORKS=stage-action-r2plus1d
 NETWORKS ?=
+# What students handed in: a folder for each, with the notebooks in it
+SUBMISSIONS ?=
 # Arguments for pytest: make test ARGS="-k clips"
 ARGS ?=
 
@@ -29,13 +32,15 @@ export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
 .DEFAULT_GOAL := help
-.PHONY: help lab tables train bench test book
+.PHONY: help lab tables train bench test book release grade
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make lab      open the lessons in JupyterLab (port $(PORT), or PORT=...)"
 	@echo "make tables   run every notebook anew into runs/ and write runs/index.html (NOTEBOOKS=, PRESET=, SET=, JOBS=, DATASET= ROOT= NETWORKS=)"
 	@echo "make book     write the lessons as they are stored, and a reference, as static pages into runs/book/"
+	@echo "make release  make the students' copies of the assignments anew"
+	@echo "make grade    grade a folder of submissions into runs/grades/ (SUBMISSIONS=folder); runs the students' code"
 	@echo "make train    train the small networks anew (NETWORKS=name ...)"
 	@echo "make bench    measure the engine's speed on this machine"
 	@echo "make test     lint, types, tests, notebooks (ARGS=... for pytest)"
@@ -53,7 +58,7 @@ $(USE): pyproject.toml | $(BIN)/python
 
 $(TEST): pyproject.toml | $(USE)
 	@echo "Installing what the tests need into $(VENV) ..."
-	@$(PIP) --editable '.[real,test,book]'
+	@$(PIP) --editable '.[real,test,book,grading]'
 	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); print("\n".join(p["project"]["optional-dependencies"]["oracle"]))' > $(VENV)/oracles.txt
 	@$(PIP) --no-deps --requirement $(VENV)/oracles.txt || echo "Some test oracles are missing; the tests that need them will be skipped."
 	@touch $@
@@ -61,6 +66,11 @@ $(TEST): pyproject.toml | $(USE)
 $(PRESS): pyproject.toml | $(USE)
 	@echo "Installing what the book needs into $(VENV) ..."
 	@$(PIP) --editable '.[real,book]'
+	@touch $@
+
+$(GRADE): pyproject.toml | $(USE)
+	@echo "Installing what grading needs into $(VENV) ..."
+	@$(PIP) --editable '.[real,grading]'
 	@touch $@
 
 lab: $(USE)
@@ -80,6 +90,13 @@ book: $(PRESS)
 	@rm -rf runs/book
 	@$(BIN)/python book/build.py runs/book
 	@echo "Open runs/book/index.html"
+
+release: $(GRADE)
+	@$(BIN)/python notebooks/assignments/grade.py release
+
+grade: $(GRADE)
+	@test -n "$(SUBMISSIONS)" || { echo "say what to grade: make grade SUBMISSIONS=folder"; exit 2; }
+	@$(BIN)/python notebooks/assignments/grade.py grade '$(SUBMISSIONS)'
 
 bench: $(TEST)
 	@echo "Measuring speed ..."

@@ -90,8 +90,8 @@ class State:
         clips, ratios: of each mask in work, which clip (from 0) and which ratio.
         masks: (items, T, H, W) in [0,1].
         probability, energy: (items,) of those masks, before this iteration's step.
-        terms: the energy's terms with their weights, by name ("area", "reward", for STEP "core"), (items,) each;
-            their sum is the energy.
+        terms: the energy's terms with their weights, by name ("area", "reward", for STEP "core"): (items,)
+            each; their sum is the energy.
     """
 
     iteration: int

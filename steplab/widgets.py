@@ -208,7 +208,10 @@ class ExplanationViewer(WithTwin):
         clip = self._encoded("", lambda: self._canvas().frames(truth=False))
         for stack in self._stacks:
             if len(stack.children) != count:
-                look, stack.selected_index = {"layout": {"width": "100%", "margin": "0"}, "format": "jpeg"}, None
+                look, stack.selected_index = (
+                    {"layout": {"width": "100%", "margin": "0"}, "format": "jpeg"},
+                    None,
+                )
                 stack.children = [ipywidgets.Image(**look) for _ in range(count)]
                 stack.selected_index = at
         for image, encoded in zip(self._stacks[0].children, clip, strict=True):
@@ -235,7 +238,8 @@ class ExplanationViewer(WithTwin):
         k, look = self.ratio.index, (str(self.view.value), self.truth.value, self.opacity.value)
         panels = zip(self._on_show(), self._stacks[1:], self._captions[1:], strict=True)
         for (name, one), stack, caption in panels:
-            encoded = self._encoded(name, lambda one=one: self._canvas().panel(one.masks[k], *look), k, *look)
+            mask = one.masks[k]
+            encoded = self._encoded(name, lambda mask=mask: self._canvas().panel(mask, *look), k, *look)
             for image, value in zip(stack.children, encoded, strict=True):
                 image.value = value
             words = f"keeps {painting.percent(one.ratios[k])}: p = <b>{float(one.probability[k]):.2f}</b>"

@@ -9,13 +9,16 @@ from lab import ROOT, Lab, Reader, wait_for
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def copy_of(path, lab: Lab, preset: str | None = "smoke") -> int:
-    """Put a copy without outputs where the server finds it; says how many cells it has to run."""
+def copy_of(path, lab: Lab) -> int:
+    """Put a copy without outputs where the server finds it, at `smoke`; says how many cells it has to run.
+
+    With the seed of test_notebooks.py, so that what was explained there is found in the store.
+    """
     notebook = json.loads(path.read_text(encoding="utf-8"))
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    parameters = "".join(code[0]["source"])
-    code[0]["source"] = re.sub(r'(preset: str = )"\w+"', rf'\1"{preset}"', parameters)
-    assert f'"{preset}"' in code[0]["source"]
+    for name, value in (("preset: str", '"smoke"'), ("seed: int", "1")):
+        code[0]["source"] = re.sub(rf"{name} = \S+", f"{name} = {value}", "".join(code[0]["source"]))
+        assert f"{name} = {value}" in code[0]["source"]
     for cell in code:
         cell.update(outputs=[], execution_count=None)
     (lab.folder / path.name).write_text(json.dumps(notebook))

@@ -240,6 +240,23 @@ def test_own_networks_that_cannot_be_used_are_told_in_one_line(own, capfd, name,
     assert len(capfd.readouterr().err.strip().splitlines()) == 1
 
 
+def test_unknown_options_are_refused_except_for_jupyterlab(capfd, monkeypatch):
+    import steplab.__main__
+
+    with pytest.raises(SystemExit) as exit:
+        main(["explain", "x.mp4", "--nonsense", "1"])
+    assert exit.value.code == 2 and "unrecognized arguments: --nonsense 1" in capfd.readouterr().err
+    called = []
+
+    def run(command):
+        called.append(command)
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(steplab.__main__.subprocess, "run", run)
+    assert main(["lab", "--port", "8899", "a.ipynb"]) == 3
+    assert called[0][1:3] == ["-m", "jupyterlab"] and called[0][-3:] == ["--port", "8899", "a.ipynb"]
+
+
 def test_it_runs_as_a_module():
     done = subprocess.run(
         [sys.executable, "-m", "steplab", "--version"], cwd=ROOT, capture_output=True, text=True

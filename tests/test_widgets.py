@@ -542,3 +542,30 @@ def test_a_contest_needs_the_same_clip_and_a_ratio(network, clip):
         PerturbationExplorer(network, clip, ratio=1.5)
     with pytest.raises(ValueError, match="brigth"):
         PerturbationExplorer(network, clip, "brigth")
+
+
+# ---------- saved
+
+
+def test_saving_keeps_pictures_and_words_but_no_widgets(result):
+    from nbformat import v4
+
+    from steplab.saving import VIEW, keep_pictures
+
+    shown = ExplanationViewer(result)._repr_mimebundle_()
+    bar = {VIEW: {"model_id": "1"}, "text/plain": "0%"}
+    alone, plain = {VIEW: {"model_id": "2"}}, {"text/plain": "1"}
+    outputs = [v4.new_output("display_data", data=dict(d)) for d in (shown, bar, alone, plain)]
+    outputs.append(v4.new_output("stream", text="said"))
+    cells = [v4.new_markdown_cell("words"), v4.new_code_cell("viewer", outputs=outputs)]
+    notebook = v4.new_notebook(cells=cells, metadata={"widgets": {"state": {}}, "author": "me"})
+    model = {"type": "notebook", "content": notebook}
+    keep_pictures(model, path="a.ipynb", contents_manager=None)
+    kept = [o.get("data") for o in notebook.cells[1].outputs]
+    assert VIEW not in kept[0] and kept[0]["image/jpeg"] == shown["image/jpeg"]
+    assert kept[1:4] == [{"text/plain": "0%"}, alone, plain] and notebook.cells[1].outputs[4].text == "said"
+    assert notebook.metadata == {"author": "me"}
+    for other in ({"type": "file", "content": "text"}, {"type": "notebook", "content": None}):
+        before = dict(other)
+        keep_pictures(other)
+        assert other == before
