@@ -40,6 +40,7 @@ _HOME = {
 _SUBMODULES = frozenset(
     (
         "baselines",
+        "checks",
         "clips",
         "datasets",
         "faithfulness",

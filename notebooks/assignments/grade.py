@@ -30,11 +30,14 @@ from nbgrader.preprocessors import Execute
 from nbgrader.utils import capture_log
 from traitlets.config import Config
 
+# nbgrader starts `alembic` by its name, and an environment need not be activated to be used.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 HERE = Path(__file__).resolve().parent
 STUDENT = "student"  # what nbgrader calls every student: no name from outside becomes a path or a pattern
 STUB = {"python": "raise NotImplementedError  # your code here"}
 MOST_BYTES = 50_000_000  # of a submitted notebook
 MOST_STOPS = 8  # cells of one notebook that may hang or kill their kernel
+OUTSIDE = re.compile(r"<script[^>]*\bsrc=[^>]*>\s*</script>")  # nbgrader's page fetches MathJax, say
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -77,7 +80,6 @@ def course(root: Path, timeout: int = 120) -> CourseDirectory:
     c.ClearSolutions.code_stub, c.ClearSolutions.text_stub = STUB, "*Your answer here.*"
     c.Execute.timeout, c.Execute.interrupt_on_timeout, c.Execute.error_on_timeout = timeout, False, {}
     c.HTMLExporter.sanitize_html = True  # a submission may hold scripts
-    c.HTMLExporter.mathjax_url = c.HTMLExporter.require_js_url = ""  # no network
     return CourseDirectory(config=c)
 
 
@@ -261,7 +263,8 @@ def grade_one(one: Graded, copy: nbformat.NotebookNode, gradebook: Path, timeout
             directory = course(root, timeout)
             convert(Autograde, directory, name)
             convert(GenerateFeedback, directory, name)
-            one.page = (root / "feedback" / STUDENT / name / f"{name}.html").read_text(encoding="utf-8")
+            page = (root / "feedback" / STUDENT / name / f"{name}.html").read_text(encoding="utf-8")
+            one.page = OUTSIDE.sub("", page)
             ran = nbformat.read(root / "autograded" / STUDENT / name / f"{name}.ipynb", as_version=4)
             with Gradebook(directory.db_url) as book:
                 grades = {g.name: g for g in book.find_submission_notebook(name, name, STUDENT).grades}
