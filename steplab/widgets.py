@@ -9,6 +9,7 @@ Where no widgets can be (a saved page, a code host) the twin shows instead: both
 
 import html
 import itertools
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 
@@ -140,7 +141,7 @@ class ExplanationViewer(WithTwin):
         shown, record = self._on_show(), self._record() if self.truth.value else None
         k, one = self.ratio.index, shown[0][1]
         tags = [
-            f"{name}\n" * self._together
+            f"{textwrap.fill(name, 12)}\n" * self._together
             + f"keep {painting.percent(e.ratios[k])}\np = {float(e.probability[k]):.2f}"
             for name, e in shown
         ]
