@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # What the pages of this folder show or link to, at the same places as here.
 SHOWN = (
     *("notebooks/*.ipynb", "notebooks/solutions/*.ipynb"),
+    *("notebooks/assignments/README.md", "notebooks/assignments/release/*/*.ipynb"),
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE"),
     *("benchmarks/*.md", "benchmarks/*.png", "data/README.md", "data/*.jpg", "data/*.webp"),
 )

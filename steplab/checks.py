@@ -1,10 +1,11 @@
 """What students run on their answers: each check says in one sentence what is wrong, and never the answer.
 
 A check is named after its task and takes what the student wrote, a function or a value. It returns nothing
-and prints nothing; it raises AssertionError, whatever the student's code raises itself. Checks are hints, not
-proofs: the tests that a grader runs are stricter.
+and prints nothing; it raises CheckFailed, an AssertionError, whatever the student's code raises itself.
+Checks are hints, not proofs: the tests that a grader runs are stricter.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
@@ -16,10 +17,29 @@ from torch import Tensor
 
 from . import losses
 from .clips import Clip
-from .explain import Explanation, explain
-from .explanation import fingerprint
+from .explanation import Explanation, fingerprint
 from .networks import Network
-from .perturb import Perturbation
+from .toys import WINDOW, explained, kept, moving_window, near_boxes, scene, toy_network  # noqa: F401
+
+
+class CheckFailed(AssertionError):
+    """What a check says; a notebook shows the sentence alone, for the check's own lines tell too much."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"Not yet: {self}"]
+
+
+def _check(check: Callable[..., None]) -> Callable[..., None]:
+    """Have a check raise :class:`CheckFailed`, with nothing of itself in it."""
+
+    @functools.wraps(check)
+    def run(*arguments: Any) -> None:
+        try:
+            check(*arguments)
+        except AssertionError as error:
+            raise CheckFailed(str(error)) from None
+
+    return run
 
 
 def _call(function: Callable, *arguments: Any) -> Any:
@@ -65,6 +85,7 @@ def _three(name: str, value: Any) -> tuple[float, float, float]:
 # ---- all assignments
 
 
+@_check
 def prediction(answer: Any, options: Sequence[str]) -> None:
     """Any of the options will do: what counts is to have thought before running."""
     assert answer in options, f"prediction is {answer!r}: choose one of {', '.join(map(repr, options))}."
@@ -73,6 +94,7 @@ def prediction(answer: Any, options: Sequence[str]) -> None:
 # ---- ps1_perturbation_and_area_loss
 
 
+@_check
 def blend(answer: Callable) -> None:
     """The ends of the mask, the middle, and one mask for all colours."""
     pixels, blurred = torch.rand(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(5))
@@ -85,6 +107,7 @@ def blend(answer: Callable) -> None:
         )
 
 
+@_check
 def area_loss(answer: Callable) -> None:
     """Masks of the right size and of the wrong one, in any place and order."""
     size = (2, 5, 10)
@@ -98,6 +121,7 @@ def area_loss(answer: Callable) -> None:
         )
 
 
+@_check
 def template(answer: Callable) -> None:
     """Whole numbers, and no mask that costs more."""
     for size, ratio in (((2, 5, 10), 0.2), ((2, 5, 10), 0.6)):
@@ -121,6 +145,7 @@ def template(answer: Callable) -> None:
             )
 
 
+@_check
 def area_loss_without_sort(answer: Callable) -> None:
     """The same as with a sort, for a few masks."""
     numbers = torch.Generator().manual_seed(5)
@@ -134,6 +159,7 @@ def area_loss_without_sort(answer: Callable) -> None:
         )
 
 
+@_check
 def area_gradient(answer: Callable) -> None:
     """The sign of each place, and where nothing pulls."""
     mask = torch.tensor([[[0.9, 0.1], [0.4, 0.0]], [[0.2, 1.0], [0.3, 0.5]]])
@@ -150,34 +176,14 @@ def area_gradient(answer: Callable) -> None:
     )
 
 
-def moving_window(size: Sequence[int], place: Sequence[int], step: Sequence[int]) -> Tensor:
-    """A square of 12 x 12 pixels that moves by `step` (rows, columns) a frame, (T, H, W), True inside."""
-    window = torch.zeros(tuple(size), dtype=torch.bool)
-    for t, frame in enumerate(window):
-        y, x = place[0] + t * step[0], place[1] + t * step[1]
-        frame[y : y + 12, x : x + 12] = True
-    return window
-
-
-def toy_network(window: Tensor) -> Network:
-    """A network that knows whether it is bright in the window, (T, H, W): class 0 if half of it is."""
-
-    def scores(pixels: Tensor) -> Tensor:
-        seen = (pixels.mean(1) * window).sum((1, 2, 3)) / window.sum()
-        return torch.stack([12 * (seen - 0.5), torch.zeros_like(seen)], 1)
-
-    return Network(scores, ("bright", "dark"), name="toy")
-
-
+@_check
 def search(answer: Callable) -> None:
     """One window in the frame's lower right corner."""
     window = moving_window((6, 42, 42), (28, 28), (0, -4))
     toy, film = toy_network(window), torch.ones(3, 6, 42, 42)
     mask = _tensor("search", _call(answer, toy, film, 0.15), window.shape)
     low, high, mean = float(mask.min()), float(mask.max()), float(mask.mean())
-    assert low >= -1e-4 and high <= 1 + 1e-4, (
-        f"The mask has values from {low:.2f} to {high:.2f}: seeds must stay in [0, 1]."
-    )
+    assert low >= -1e-4 and high <= 1 + 1e-4, f"The mask goes from {low:.2f} to {high:.2f}, beyond [0, 1]."
     assert abs(mean - 0.15) <= 0.03, (
         f"The mask keeps {mean:.0%} instead of 15%: does the area loss pull, and in the right direction?"
     )
@@ -190,6 +196,7 @@ def search(answer: Callable) -> None:
 # ---- ps2_ellipsoid_kernel_and_step
 
 
+@_check
 def ellipsoid_kernel(answer: Callable) -> None:
     """One value inside and zeros outside, which sum to 1 and look the same mirrored."""
     for size in ((7, 11, 11), (3, 5, 7)):
@@ -211,6 +218,7 @@ def ellipsoid_kernel(answer: Callable) -> None:
             )
 
 
+@_check
 def window_means(answer: Callable) -> None:
     """As many windows as fit without padding; full ones are worth 1."""
     mask, kernel = torch.zeros(9, 25, 36), losses.ellipsoid_kernel()
@@ -223,6 +231,7 @@ def window_means(answer: Callable) -> None:
         )
 
 
+@_check
 def window_count(answer: Callable) -> None:
     """A whole number, and so many stones are enough."""
     size, ones = (16, 112, 112), int(losses.ellipsoid_kernel(normalised=False).sum())
@@ -238,6 +247,7 @@ def window_count(answer: Callable) -> None:
         )
 
 
+@_check
 def core_loss(answer: Callable) -> None:
     """The price of an empty mask, and a gradient."""
     mask = torch.zeros(10, 34, 45, requires_grad=True)
@@ -253,21 +263,21 @@ def core_loss(answer: Callable) -> None:
         )
 
 
+@_check
 def frame_weights(answer: Callable) -> None:
     """One weight a frame, 1 on average, the same for a clip played backwards."""
     for padding in ("none", "replicate", "wrap"):
         name = f"frame_weights(16, {padding!r})"
         weights = _tensor(name, _call(answer, 16, padding), (16,))
         mean, skew = float(weights.float().mean()), float((weights - weights.flip(0)).abs().max())
-        assert abs(mean - 1) < 1e-4, (
-            f"{name} has the mean {mean:.3f}: divide by the mean, so that 1 is neutral."
-        )
+        assert abs(mean - 1) < 1e-4, f"{name} has the mean {mean:.3f}: divide by it, so that 1 is neutral."
         assert skew < 1e-4, (
             f"{name} changes by up to {skew:.3f} if time is reversed, and the kernel does not: "
             "which frames does the first window hold, and which the last one?"
         )
 
 
+@_check
 def step_energy(answer: Callable) -> None:
     """What is kept of the answer pays, what breaks the ratio costs."""
     mask = torch.zeros(16, 112, 112)
@@ -278,13 +288,14 @@ def step_energy(answer: Callable) -> None:
     )
     cost = _number("step_energy", _call(answer, mask, 0.2, 0.1, 1.0, 0.0)) - low
     assert cost > 1, (
-        f"With area_weight = 1 an empty mask costs {cost:.3f} more than with 0: does the area term count?"
+        f"With area_weight = 1 an empty mask costs {cost:.3f} more than with 0: does the area count?"
     )
 
 
 # ---- ps3_pointing_games_and_sanity_checks
 
 
+@_check
 def touches(answer: Callable) -> None:
     """Pixels inside a box, beside it and far away."""
     box = torch.tensor([40.0, 50.0, 60.0, 90.0])
@@ -297,16 +308,7 @@ def touches(answer: Callable) -> None:
         )
 
 
-def near_boxes(boxes: Sequence[Tensor], size: Sequence[int], radius: float = 7) -> Tensor:
-    """The pixels whose disc meets a box of their frame: True there, (frames, rows, columns)."""
-    y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
-    near = torch.zeros(len(boxes), *size, dtype=torch.bool)
-    for frame, rows in zip(near, boxes, strict=True):
-        for x0, y0, x1, y1 in rows.tolist():
-            frame |= (x - x.clamp(x0, x1 - 1)) ** 2 + (y - y.clamp(y0, y1 - 1)) ** 2 <= radius**2
-    return near
-
-
+@_check
 def spatial_pointing(answer: Callable) -> None:
     """Three frames of four hit, each with one hottest pixel."""
     heat, near = torch.zeros(4, 6, 8), torch.zeros(4, 6, 8, dtype=torch.bool)
@@ -319,6 +321,7 @@ def spatial_pointing(answer: Callable) -> None:
     )
 
 
+@_check
 def temporal_pointing(answer: Callable) -> None:
     """One hottest voxel, inside the segment and outside."""
     heat = torch.zeros(16, 6, 8)
@@ -331,6 +334,7 @@ def temporal_pointing(answer: Callable) -> None:
         )
 
 
+@_check
 def averages(answer: Callable) -> None:
     """Three numbers; long videos count for more in the first only; videos without a box in none."""
     values, frames = np.array([1.0, 0.0, float("nan")]), np.array([3, 12, 0])
@@ -345,6 +349,7 @@ def averages(answer: Callable) -> None:
     )
 
 
+@_check
 def against_control(answer: Callable) -> None:
     """A mean difference between two ends, the same each time."""
     numbers = np.random.default_rng(5)
@@ -368,6 +373,7 @@ def against_control(answer: Callable) -> None:
     )
 
 
+@_check
 def likeness(answer: Callable) -> None:
     """Itself, its opposite, and the same order in other numbers."""
     heat = torch.rand(4, 6, 8, generator=torch.Generator().manual_seed(5))
@@ -382,6 +388,7 @@ def likeness(answer: Callable) -> None:
 # ---- ps4_explain_your_own_network
 
 
+@_check
 def own(make_network: Callable, make_clip: Callable) -> None:
     """A network and a clip that go together."""
     network, clip = _call(make_network), _call(make_clip)
@@ -400,29 +407,10 @@ def own(make_network: Callable, make_clip: Callable) -> None:
     )
 
 
-def _scene(window: Tensor, level: float = 1.0) -> tuple[Network, Clip]:
-    """A toy network and a dark clip that is as bright as `level` in the network's window."""
-    pixels = (0.1 + (level - 0.1) * window.float()).expand(3, *window.shape).clone()
-    return toy_network(window), Clip(pixels, torch.arange(len(window)) / 8, "toy")
-
-
-_WINDOW = moving_window((8, 42, 42), (2, 2), (3, 3))
-
-
-def _kept(network: Network, clip: Clip, mask: Tensor, target: int) -> float:
-    with torch.no_grad():
-        return float(network.probabilities(Perturbation(clip.pixels[None])(mask[None]))[0, target])
-
-
-def _explain(network: Network, clip: Clip, method: str, ratio: float) -> Explanation:
-    found = explain(network, clip, 0, method, (ratio,), progress=False)
-    assert isinstance(found, Explanation)  # of one clip
-    return found
-
-
-def explanation(answer: Callable, window: Tensor = _WINDOW) -> None:
+@_check
+def explanation(answer: Callable, window: Tensor = WINDOW) -> None:
     """One mask of a toy's bright window, better than chance."""
-    network, clip = _scene(window)
+    network, clip = scene(window)
     result = _call(answer, network, clip)
     assert isinstance(result, Explanation), f"explain gives {type(result).__name__}, not an Explanation."
     same = torch.equal(result.clip.pixels, clip.pixels) and result.fingerprints["network"] == fingerprint(
@@ -436,8 +424,8 @@ def explanation(answer: Callable, window: Tensor = _WINDOW) -> None:
         f"The first of {len(result.ratios)} masks should keep {ratio:.0%} and keeps {mean:.0%}; one mask of "
         "at most 30% is wanted."
     )
-    p = _kept(network, clip, result.masks[0], 0)
-    luck = _explain(network, clip, "random", ratio)
+    p = kept(network, clip, result.masks[0], 0)
+    luck = explained(network, clip, "random", ratio)
     chance, said = float(luck.probability[0]), float(result.probability[0])
     assert p >= chance + 0.1 and abs(p - said) < 0.02, (
         f"Your mask keeps p = {p:.2f} of a toy's answer (the Explanation says {said:.2f}), and a random one "
@@ -445,27 +433,29 @@ def explanation(answer: Callable, window: Tensor = _WINDOW) -> None:
     )
 
 
-def controls(answer: Callable, window: Tensor = _WINDOW, ratio: float = 0.2) -> None:
+@_check
+def controls(answer: Callable, window: Tensor = WINDOW, ratio: float = 0.2) -> None:
     """Three numbers, each recomputed."""
-    network, clip = _scene(window)
-    found = {m: _explain(network, clip, m, ratio) for m in ("motion", "random", "middle")}
-    kept = _call(answer, network, found["motion"])
-    assert isinstance(kept, dict) and set(kept) == {"method", "random", "middle"}, (
-        f"against must give a dictionary with method, random and middle, got {kept!r}."
+    network, clip = scene(window)
+    found = {m: explained(network, clip, m, ratio) for m in ("motion", "random", "middle")}
+    given = _call(answer, network, found["motion"])
+    assert isinstance(given, dict) and set(given) == {"method", "random", "middle"}, (
+        f"against must give a dictionary with method, random and middle, got {given!r}."
     )
-    for name, value in kept.items():
+    for name, value in given.items():
         wanted = float(found["motion" if name == "method" else name].probability[0])
         assert abs(_number(f"The value of {name!r}", value) - wanted) < 1e-3, (
             f"For {name!r} you give {float(value):.3f}, and such a mask of {ratio:.0%} keeps {wanted:.3f}."
         )
 
 
-def leakage(answer: Callable, window: Tensor = _WINDOW, level: float = 0.4) -> None:
+@_check
+def leakage(answer: Callable, window: Tensor = WINDOW, level: float = 0.4) -> None:
     """A mask of one clip over another, darker one."""
-    network, clip = _scene(window)
-    _, other = _scene(window, level)
-    result = _explain(network, clip, "motion", 0.2)
-    wanted = _kept(network, other, result.masks[0], 0)
+    network, clip = scene(window)
+    _, other = scene(window, level)
+    result = explained(network, clip, "motion", 0.2)
+    wanted = kept(network, other, result.masks[0], 0)
     found = _number("leakage", _call(answer, network, result, other))
     assert abs(found - wanted) < 1e-3, (
         f"Over another clip the mask leaves the class {wanted:.3f}, and you give {found:.3f}: is it that "

@@ -149,7 +149,8 @@ def test_what_a_check_says_is_one_sentence(name):
         for what in wrongs:
             for problem in outcome(name, task, what, "release").values():
                 said = problem.strip().splitlines()[-1]
-                assert said.startswith("AssertionError: ") and len(said) < 400, f"{task}, {what}: {problem}"
+                assert re.match(r"steplab\.checks\.CheckFailed: \w", said), f"{task}, {what}: {problem}"
+                assert len(said) < 400 and "    assert " not in problem, "the check's own lines are shown"
                 assert re.search(r"[.?!]$", said), said
 
 

@@ -289,8 +289,8 @@ def complaint(cell: nbformat.NotebookNode) -> tuple[str, bool]:
     """Why a cell that ran is worth nothing, and whether that is more than a wrong answer."""
     for output in cell.get("outputs", []):
         if output.output_type == "error":
-            wrong = output.ename in ("AssertionError", "NotImplementedError")
-            known = output.ename in ("AssertionError", "Stopped") and output.evalue
+            wrong = output.ename in ("AssertionError", "CheckFailed", "NotImplementedError")
+            known = output.ename in ("AssertionError", "CheckFailed", "Stopped") and output.evalue
             return plain(output.evalue if known else f"{output.ename}: {output.evalue}"), not wrong
     for output in cell.get("outputs", []):
         if output.get("name") == "stderr" and marks(cell).get("grade"):
