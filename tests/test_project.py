@@ -164,32 +164,101 @@ def test_there_are_notebooks():
     assert NOTEBOOKS, "notebooks/ is empty"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def faults(path: Path, lesson: bool) -> list[str]:
+    """What a notebook does against the house rules, a line each."""
+    text = path.read_text(encoding="utf-8")
+    notebook = json.loads(text)
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    sources = ["".join(cell["source"]) for cell in code]
+    words = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+    found = []
+    if "widgets" in notebook["metadata"] or "application/vnd.jupyter.widget" in text:
+        found.append("stored widgets")
+    if len(text.encode()) > 300_000:
+        found.append(f"{len(text.encode()):,} bytes")
+    if "parameters" not in code[0]["metadata"].get("tags", []):
+        found.append("the first code cell is not tagged parameters")
+    lines = [line for line in sources[0].splitlines() if line.strip()]
+    found += ["too many parameters"] * (len(lines) > 6)
+    names = {line.split(":")[0] for line in lines}
+    found += [f"no parameter {name}" for name in ("preset", "seed") if name not in names]
+    untyped = [line for line in lines if not re.fullmatch(r"\w+: [^=]+ = [^=#]+  # .+", line)]
+    found += [f"{line!r}: expected name: type = value  # meaning" for line in untyped]
+    if "import steplab as sl" not in sources[1]:
+        found.append("the second code cell does not import steplab as sl")
+    found += [f"a cell of {n} lines" for n in (len(source.splitlines()) for source in sources) if n > 15]
+    if any(re.search(r"^\s*[!%]\s*(pip|conda)", source, re.MULTILINE) for source in sources):
+        found.append("installs packages")
+    if any(output["output_type"] == "error" for cell in code for output in cell["outputs"]):
+        found.append("a stored error")
+    header = words[0].lower()
+    found += [
+        f"the header names no {w}"
+        for w in ("task", "network", "data", "question", "run time")
+        if w not in header
+    ]
+    heads = "\n".join(line for part in words for line in part.splitlines() if line.startswith("## ")).lower()
+    closing = ("sanity check", "summary", "exercises", "references") if lesson else ()
+    found += [f"no section {word}" for word in closing if word not in heads]
+    if re.search(r"(?<![\w.])/(home|work|tmp|root|Users|opt)/|[A-Z]:\\\\", text):
+        found.append("an absolute path")
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.parent.name[:3]}-{p.stem}")
 def test_notebooks_keep_the_house_rules(path):
     from steplab.tables import read_parameters
 
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    assert "widgets" not in notebook["metadata"], "stored widget state"
-    assert "application/vnd.jupyter.widget-state" not in path.read_text()
-    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert "parameters" in code[0]["metadata"].get("tags", []), "the first code cell is the parameters cell"
-    lines = [line for line in "".join(code[0]["source"]).splitlines() if line.strip()]
-    assert len(lines) <= 6
-    for line in lines:
-        assert re.fullmatch(r"\w+: [^=]+ = [^=#]+  # .+", line), (
-            f"{line!r}: expected name: type = value  # meaning"
-        )
+    assert faults(path, lesson=path.parent.name == "notebooks") == []
     assert {"preset", "seed"} <= set(read_parameters(path))
-    assert "import steplab as sl" in "".join(code[1]["source"])
-    for cell in code:
-        source = "".join(cell["source"])
-        assert len(source.splitlines()) <= 15, source
-        assert not re.search(r"^\s*[!%]\s*(pip|conda)", source, re.MULTILINE), source
-        for output in cell["outputs"]:
-            assert output["output_type"] != "error", source
-    first = "".join(notebook["cells"][0]["source"]).lower()
-    for word in ("task", "network", "data", "question", "run time"):
-        assert word in first, f"the header names no {word}"
-    assert not re.search(r"(?<![\w.])/(home|work|tmp|root|Users|opt)/|[A-Z]:\\\\", path.read_text()), (
-        "absolute path"
-    )
+
+
+def sound() -> dict:
+    """A lesson without a fault, to be broken."""
+
+    def cell(kind, source):
+        more = {"execution_count": None, "outputs": []} if kind == "code" else {}
+        return {"cell_type": kind, "metadata": {}, "source": source, **more}
+
+    header = "# A lesson\n| Task | Network | Data | Question | Run time |"
+    parameters = 'preset: str = "lesson"  # how long\nseed: int = 0  # which luck'
+    cells = [cell("markdown", header), cell("code", parameters), cell("code", "import steplab as sl")]
+    cells += [cell("code", "1"), cell("markdown", "## Sanity check\n## Summary\n## Exercises\n## References")]
+    cells[1]["metadata"]["tags"] = ["parameters"]
+    return {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+
+
+def put(k: int, source: str):
+    return lambda notebook: notebook["cells"][k].update(source=source)
+
+
+BREAKS = {
+    "stored widgets": lambda notebook: notebook["metadata"].update(widgets={"state": {}}),
+    "320": lambda notebook: notebook["cells"][3].update(
+        outputs=[{"output_type": "stream", "text": "a" * 320_000}]
+    ),
+    "not tagged": lambda notebook: notebook["cells"][1].update(metadata={}),
+    "too many": lambda notebook: put(
+        1, "\n".join(f"{n}: int = 0  # n" for n in ("preset", "seed", *"abcde"))
+    )(notebook),
+    "no parameter seed": put(1, 'preset: str = "lesson"  # how long'),
+    "expected name: type": put(1, "preset = 1\nseed: int = 0  # which luck"),
+    "does not import": put(2, "import steplab"),
+    "16 lines": put(3, "1\n" * 16),
+    "installs": put(3, "!pip install torch"),
+    "stored error": lambda notebook: notebook["cells"][3].update(outputs=[{"output_type": "error"}]),
+    "names no data": put(0, "# A lesson\n| Task | Network | Question | Run time |"),
+    "no section references": put(4, "## Sanity check\n## Summary\n## Exercises\nReferences"),
+    "absolute path": put(3, "open('/ho" + "me/me/film.mp4')"),
+}
+
+
+@pytest.mark.parametrize("words", BREAKS)
+def test_notebooks_that_break_a_rule_are_found(words, tmp_path):
+    path, notebook = tmp_path / "broken.ipynb", sound()
+    path.write_text(json.dumps(notebook))
+    assert faults(path, lesson=True) == []
+    BREAKS[words](notebook)
+    path.write_text(json.dumps(notebook))
+    found = faults(path, lesson=True)
+    assert any(words in line for line in found) and len(found) <= 2, found
