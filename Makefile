@@ -100,7 +100,7 @@ grade: $(GRADE)
 
 bench: $(TEST)
 	@echo "Measuring speed ..."
-	@$(BIN)/python benchmarks/overhead.py
+	@$(BIN)/python benchmarks/report.py
 
 test: $(TEST)
 	@echo "Checking style and types, then running the tests ..."

@@ -1,25 +1,19 @@
-"""What an iteration costs outside of the network: R(2+1)D-18, 16 x 112 x 112, one ratio.
+"""What an iteration costs outside of the network: R(2+1)D-18, 16 x 112 x 112, one ratio. For report.py.
 
-    python benchmarks/overhead.py [--threads 2] [--rounds 5]
-
-Times an iteration of STEP, and in it the network's own forward and backward; beside it, in the same run, the
-mask generator and full sort of torchray (extra `oracle`). Writes benchmarks/overhead.md. Medians; a busy
-machine makes all of them longer, so read the ratios.
+Times an iteration of STEP, and in it the network's own forward and backward; beside it the mask generator and
+full sort of torchray (extra `oracle`).
 """
 
-import argparse
-import platform
 import statistics
 import time
 import warnings
-from pathlib import Path
 
 import torch
 from torchvision.models.video import r2plus1d_18
 
 from steplab.config import make_config
 from steplab.engine import Descent, untouched
-from steplab.explain import _bfloat16_pays, _reduced_precision
+from steplab.explain import _reduced_precision
 from steplab.losses import area_loss, core_loss
 from steplab.masks import MaskGenerator
 from steplab.networks import Network
@@ -129,39 +123,3 @@ def torchray_parts(rounds: int) -> dict[str, float] | None:
         torch.autograd.grad(((masks.flatten().sort().values - goal) ** 2).mean(), masks)
 
     return dict(zip(("mask generator", "area loss"), median_ms(rounds, generate, sort), strict=True))
-
-
-def main():
-    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--rounds", type=int, default=7)
-    chosen = options.parse_args()
-    torch.set_num_threads(chosen.threads)
-    probe = Network(r2plus1d_18(weights=None), [str(i) for i in range(400)])
-    precisions = ["float32"] + ["bfloat16"] * _bfloat16_pays(probe, torch.device("cpu"))
-    lines = [
-        "# What an iteration costs outside of the network",
-        "",
-        f"R(2+1)D-18, 16 x 112 x 112, one ratio, STEP; {chosen.threads} threads, torch {torch.__version__}, "
-        f"{platform.machine()}; medians of {chosen.rounds}, ms. By `make bench`.",
-        "",
-        "| network's arithmetic | network alone | whole iteration | the rest |",
-        "|---|---|---|---|",
-    ]
-    for precision in precisions:
-        m = measure(chosen.rounds, precision)
-        lines.append(f"| {precision} | {m['network']:.0f} | {m['iteration']:.0f} | {m['rest']:.1%} |")
-    ours, theirs = parts(4 * chosen.rounds), torchray_parts(chosen.rounds) or {}
-    lines += ["", "| part, forward and backward | ours | torchray | ratio |", "|---|---|---|---|"]
-    for name, ms in ours.items():
-        other = theirs.get(name)
-        beside = f"{other:.1f} | {other / ms:.1f}" if other else "- | -"
-        lines.append(f"| {name} | {ms:.1f} | {beside} |")
-    lines += ["", f"All of ours together: {sum(ours.values()):.1f} ms."]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    Path(__file__).with_suffix(".md").write_text(text)
-
-
-if __name__ == "__main__":
-    main()

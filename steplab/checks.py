@@ -75,9 +75,8 @@ def _number(name: str, value: Any) -> float:
 
 def _three(name: str, value: Any) -> tuple[float, float, float]:
     """The value, if it is three finite numbers."""
-    assert isinstance(value, tuple | list) and len(value) == 3, (
-        f"{name} must return 3 numbers, got {value!r}."
-    )
+    three = (isinstance(value, tuple | list) and len(value) == 3) or getattr(value, "shape", ()) == (3,)
+    assert three, f"{name} must return 3 numbers, got {value!r}."
     a, b, c = (_number(f"{name}, for each of the 3,", each) for each in value)
     return a, b, c
 

@@ -26,7 +26,7 @@ def copy_of(path, lab: Lab) -> int:
 
 
 def move_everything(reader: Reader) -> list[float]:
-    """Each control, by key or mouse, there and back: another picture, then the first one again.
+    """Each control, by key and by mouse, there and back: another picture, then the first one again.
 
     Returns the seconds from each key to its picture.
     """
@@ -52,11 +52,11 @@ def move_everything(reader: Reader) -> list[float]:
             key, keys = "End", ["End"] + ["ArrowLeft"] * round(high - now)
             if now == high:
                 key, keys = "Home", ["Home"] + ["ArrowRight"] * round(now - low)
-            there_and_back(
-                f"{key} at {label!r}",
-                lambda handle=handle, key=key: handle.press(key),
-                lambda handle=handle, keys=keys: [handle.press(k) for k in keys],
-            )
+            for what, act in (
+                (f"{key} at {label!r}", lambda handle=handle, key=key: handle.press(key)),
+                (f"the mouse at {label!r}", lambda handle=handle, key=key: drag(reader, handle, key)),
+            ):
+                there_and_back(what, act, lambda handle=handle, keys=keys: [handle.press(k) for k in keys])
         for group in each(area.locator(".widget-toggle-buttons:visible")):
             start = group.locator("button.mod-active").inner_text()
             others = [b.inner_text() for b in each(group.locator("button")) if b.inner_text() != start]
@@ -65,6 +65,16 @@ def move_everything(reader: Reader) -> list[float]:
                     press = [group.get_by_role("button", name=n, exact=True).click for n in (name, start)]
                     there_and_back(repr(name), *press)
     return waited
+
+
+def drag(reader: Reader, handle, key: str) -> None:
+    """Take a slider's handle to the end that this key goes to."""
+    handle.hover()
+    bar = handle.locator("xpath=ancestor::*[contains(@class, 'noUi-target')]").bounding_box()
+    y, mouse = bar["y"] + bar["height"] / 2, reader.page.mouse
+    mouse.down()
+    mouse.move(bar["x"] + (bar["width"] if key == "End" else 0), y, steps=4)
+    mouse.up()
 
 
 def each(locator) -> list:

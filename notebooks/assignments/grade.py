@@ -168,7 +168,10 @@ class Graded:
 
 def find(folder: Path, names: list[str]) -> list[Graded]:
     """Every notebook that was handed in, whether it can be graded or not."""
-    found = []
+    found = [
+        Graded("", path.stem, path, "failed", ["lies in no student's folder"])
+        for path in sorted(folder.glob("*.ipynb"))
+    ]
     for student in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
         seen: set[str] = set()
         for path in sorted([*student.glob("*.ipynb"), *student.glob("*/*.ipynb")]):
@@ -272,7 +275,7 @@ def grade_one(one: Graded, copy: nbformat.NotebookNode, gradebook: Path, timeout
                     (task, grades[task].auto_score or 0.0, most, bool(grades[task].needs_manual_grade), "")
                     for task, most in points.items()
                 ]
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # whatever it is, it stops nobody else
             one.status, one.notes = "failed", [*one.notes, plain(str(error))]
             return one
     said = {marks(cell).get("grade_id", f"cell {k}"): complaint(cell) for k, cell in enumerate(ran.cells, 1)}
@@ -317,10 +320,11 @@ def report(graded: list[Graded], out: Path) -> None:
     parts = ["student", "assignment", "task", "score", "max_score", "manual_open", "reason"]
     tasks = [[one.student, one.assignment, *task] for one in graded for task in one.tasks]
     for file, table in (("grades.csv", [head, *rows]), ("tasks.csv", [parts, *tasks])):
-        with open(out / file, "w", newline="", encoding="utf-8") as stream:
+        # A folder's name need not be text.
+        with open(out / file, "w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
             csv.writer(stream).writerows([[safe(value) for value in row] for row in table])
-    for one in graded:
-        if one.assignment in assignments():
+    for one in reversed(graded):  # of two with one name the first was graded: its page stays
+        if one.student and one.assignment in assignments():
             what = html.escape("; ".join(one.notes))
             page = one.page or f"<!DOCTYPE html><meta charset='utf-8'><p>Not graded: {what}</p>\n"
             (out / "feedback" / one.student).mkdir(parents=True, exist_ok=True)

@@ -44,11 +44,11 @@ WRONG = {
     "task1_kernel": {
         "float64 to the letter": KERNEL.format(square=RIGHT, inside="<= 1", divided=" / inside.sum()"),
         "not divided by Z": KERNEL.format(square=RIGHT, inside="<= 1 + 1e-9", divided=""),
-        "the whole block": "def ellipsoid_kernel(size):\n    return torch.ones(size) / torch.ones(size).sum()",
-        "the formula of a smaller ball (hidden tests only)": KERNEL.format(
+        "the whole block (hidden tests only)": "def ellipsoid_kernel(size):\n    return torch.ones(size) / torch.ones(size).sum()",
+        "the surface left out (hidden tests only)": KERNEL.format(
             square=RIGHT, inside="< 1 - 1e-9", divided=" / inside.sum()"
         ),
-        "always 311 (hidden tests only)": "def ellipsoid_kernel(size):\n"
+        "no first and no last slice (hidden tests only)": "def ellipsoid_kernel(size):\n"
         "    kernel = losses.ellipsoid_kernel(size, normalised=False)\n    kernel[0] = kernel[-1] = 0\n"
         "    return kernel / kernel.sum()",
     },
@@ -63,14 +63,14 @@ WRONG = {
         "    n, h, w = kernel.shape\n    found = mask[n // 2 : len(mask) - (n - 1) // 2]\n"
         "    found = found[:, h // 2 : mask.shape[1] - (h - 1) // 2 : 11]\n"
         "    return found[:, :, w // 2 : mask.shape[2] - (w - 1) // 2 : 11]",
-        "always the paper's kernel (hidden tests only)": "def window_means(mask, kernel):\n"
+        "an ellipsoid, whatever the kernel (hidden tests only)": "def window_means(mask, kernel):\n"
         "    return losses.window_means(mask[None], tuple(kernel.shape))[0]",
     },
     "task3_count": {
         "a share": "def window_count(ratio, size):\n    return ratio",
         "rounded down": "def window_count(ratio, size):\n    return int(ratio * size[0] * size[1] * size[2] / 311)",
         "the ideal ellipsoid": "def window_count(ratio, size):\n    import math\n\n    return math.ceil(ratio * math.prod(size) / 443)",
-        "one for each block (hidden tests only)": "def window_count(ratio, size):\n"
+        "the ones of float64 (hidden tests only)": "def window_count(ratio, size):\n"
         "    import math\n\n    return math.ceil(ratio * math.prod(size) / 307)",
     },
     "task4_core_loss": {
@@ -90,9 +90,9 @@ WRONG = {
         "    return losses.core_loss(mask[:1].expand(mask.shape)[None], ratio)[0]",
     },
     "task5_weights": {
-        "all ones": "def frame_weights(frames, padding):\n    return torch.ones(frames)",
+        "all ones (hidden tests only)": "def frame_weights(frames, padding):\n    return torch.ones(frames)",
         "not divided": WEIGHTS.format(share=SHARE, total=311, span=SPAN, place=PLACE, mean="new_tensor(1.0)"),
-        "every frame of the kernel alike": WEIGHTS.format(
+        "every frame of the kernel alike (hidden tests only)": WEIGHTS.format(
             share="[1, 1, 1, 1, 1, 1, 1]", total=7, span=SPAN, place=PLACE, mean="mean()"
         ),
         "a window begins at each frame": WEIGHTS.format(
@@ -102,7 +102,7 @@ WRONG = {
             place=PLACE,
             mean="mean()",
         ),
-        "wraps where it should replicate": WEIGHTS.format(
+        "wraps where it should replicate (hidden tests only)": WEIGHTS.format(
             share=SHARE, total=311, span=SPAN, place="t % frames", mean="mean()"
         ),
     },
@@ -112,7 +112,7 @@ WRONG = {
             energy="area_weight * area / mask.numel() + core_weight * core - probability"
         ),
         "without L_K (hidden tests only)": ENERGY.format(energy="area_weight * area - probability"),
-        "weights the wrong way round (hidden tests only)": ENERGY.format(
+        "L_K times both weights (hidden tests only)": ENERGY.format(
             energy="area_weight * (area + 0 * core) + (core_weight + area_weight) * core - probability"
         ),
     },

@@ -48,7 +48,7 @@ WRONG = {
     "task1_touches": {
         "the pixel must be inside": "def touches(x, y, box, radius):\n"
         "    return bool(box[0] <= x < box[2] and box[1] <= y < box[3])",
-        "a grown box": TOUCHES.format(
+        "a grown box (hidden tests only)": TOUCHES.format(
             right="x1 - 1", bottom="y1 - 1", near="max(abs(across), abs(down)) <= radius"
         ),
         "rows and columns exchanged": "def touches(x, y, box, radius):\n    x, y = y, x\n"
@@ -62,8 +62,9 @@ WRONG = {
     "task2_spatial": {
         "the hottest pixel of the whole clip": "def spatial_pointing(heat, near, annotated):\n"
         "    return float(near.flatten()[heat.flatten().argmax()])",
-        "energy instead of the maximum": "def spatial_pointing(heat, near, annotated):\n"
-        "    return float(((heat * near).sum((1, 2)) / heat.sum((1, 2)))[annotated].round().mean()) * 0.9",
+        "energy instead of the maximum (hidden tests only)": "def spatial_pointing(heat, near, annotated):\n"
+        "    energy = (heat * near).sum((1, 2)) / heat.sum((1, 2)).clamp(min=1e-9)\n"
+        "    return float(energy[annotated].mean())",
         "the first of equals (hidden tests only)": SPATIAL.format(
             frames=BOTH, hit="hits.append(float(close.flatten()[frame.flatten().argmax()]))"
         ),
@@ -113,7 +114,7 @@ WRONG = {
         "another seed each time": CONTROL.format(
             seed="", count="len(method)", means=PAIRED, ends="[2.5, 97.5]"
         ),
-        "the spread of clips": "def against_control(method, control, seed):\n    difference = method - control\n"
+        "the spread of clips (hidden tests only)": "def against_control(method, control, seed):\n    difference = method - control\n"
         "    low, high = np.percentile(difference, [2.5, 97.5])\n    return float(difference.mean()), float(low), float(high)",
         "not paired": CONTROL.format(
             seed="seed",
@@ -133,8 +134,6 @@ WRONG = {
         "the whole clip at once (hidden tests only)": LIKENESS.format(
             rank="x.reshape(1, -1).argsort(1).argsort(1).double()", end="mean()"
         ),
-        "one argsort (hidden tests only)": LIKENESS.format(
-            rank="(x.flatten(1).argsort(1).argsort(1).double() ** 2)", end="mean()"
-        ),
+        "one argsort": LIKENESS.format(rank="x.flatten(1).argsort(1).double()", end="mean()"),
     },
 }
