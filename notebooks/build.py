@@ -7,6 +7,7 @@ import argparse
 import base64
 import copy
 import io
+import re
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
 LIMIT = 300_000  # bytes
+BAR = re.compile(r"\d+%\|")  # what is left of a progress bar when its widget is gone
 
 
 THRIFT = ((760, 62), (720, 52), (680, 46), (640, 40))  # width and quality of pictures: the first that fits
@@ -47,8 +49,9 @@ def strip(notebook, width: int, quality: int) -> None:
             if any(kind.startswith("image/") for kind in data) and "text/plain" in data:
                 data["text/plain"] = "a picture"  # not the address of an object
         if cell.cell_type == "code":
-            noise = ("stderr",)  # progress bars and the like
-            cell.outputs = [o for o in cell.outputs if o.get("name") not in noise]
+            noise = [o for o in cell.outputs if o.get("name") == "stderr"]  # progress bars and the like
+            noise += [o for o in cell.outputs if BAR.search(o.get("data", {}).get("text/plain", ""))]
+            cell.outputs = [o for o in cell.outputs if o not in noise]
 
 
 def build(path: Path, run: bool) -> str:

@@ -168,8 +168,8 @@ class Descent:
             raise ValueError(
                 f"a callback asked to change {wrong[0]!r}, expected one of {', '.join(CHANGEABLE)}"
             )
-        if wrong := [f"{name} = {value}" for name, value in constants.items() if not value >= 0]:
-            raise ValueError(f"a callback asked for {wrong[0]}, expected a number that is not negative")
+        if wrong := [f"{name} = {value}" for name, value in constants.items() if not 0 <= value < np.inf]:
+            raise ValueError(f"a callback asked for {wrong[0]}, expected a finite number from 0")
         before, self.config = self.config, replace(self.config, **constants)
         self.changed |= self.config != before
 

@@ -298,6 +298,7 @@ def check_ratios(ratios) -> tuple[float, ...]:
 
 
 def as_targets(network: Network, target, probabilities: Tensor) -> list[int]:
+    """The class of each clip as a number; `target` as for `explain`. Raises ValueError: no such class."""
     count = len(probabilities)
     if target is None:
         return probabilities.argmax(dim=1).tolist()

@@ -154,7 +154,8 @@ def _truth_frames(pixels: Tensor, truth: Tensor, scale: int) -> np.ndarray:
 
 def _grid(strips: list[tuple[str, np.ndarray]], below: Sequence[str], title: str, key: bool) -> Figure:
     """Rows of frames with labels on the left and below; ten inches wide, as high as it takes."""
-    width, left, gap, line = 10.0, 1.2, 0.035, 0.3
+    longest = max(len(words) for label, _ in strips for words in label.split("\n"))
+    width, left, gap, line = 10.0, max(1.2, 0.15 + 0.115 * longest), 0.035, 0.3
     count, high, wide = strips[0][1].shape[:3]
     cell = (width - left) / count
     tall = (cell - gap) * high / wide + gap

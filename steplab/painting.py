@@ -159,7 +159,7 @@ class Canvas:
 
 
 def _to_bytes(canvas: Tensor) -> np.ndarray:
-    # in place on a copy: these are the largest tensors here, and `round` would cost as much as all the rest
+    # in place on a copy: these are the largest tensors here, and `round` would cost as much as the rest
     return canvas.mul(255).add_(0.5).clamp_(0, 255.5).byte().permute(1, 2, 3, 0).contiguous().numpy()
 
 
@@ -250,8 +250,8 @@ def _bars(share: np.ndarray, now: int, segment: tuple[int, int] | None, wide: in
     return picture
 
 
-def _bytes(colour: str) -> list[int]:
-    return [round(255 * c) for c in to_rgb(colour)]
+def _bytes(colour: str, light: float = 1.0) -> tuple[int, ...]:
+    return tuple(round(255 * c * light) for c in to_rgb(colour))
 
 
 def live_frames(
@@ -320,7 +320,7 @@ def cubes(
         ]
     for _, quad, light in sorted(faces, key=lambda face: -face[0]):  # from the back to the front
         points = [tuple(fine * (side * point + length / 2)) for point in quad]
-        draw.polygon(points, fill=_fill(ORANGE, light), outline=(60, 50, 40))
+        draw.polygon(points, fill=_bytes(ORANGE, light), outline=(60, 50, 40))
     return np.asarray(image.resize((length, length), Image.Resampling.LANCZOS))
 
 
@@ -343,12 +343,8 @@ def body(
         colours = np.where(piece.numpy()[..., None], _bytes(ORANGE), _bytes("#3B3B3B")).astype(np.uint8)
         size = (cell * piece.shape[1], cell * piece.shape[0])
         image.paste(Image.fromarray(colours).resize(size, Image.Resampling.NEAREST), (x, y + 22))
-        draw.text((x, y + 2), f"t = {t}: {int(piece.sum())}", fill=_fill(INK), font=font)
+        draw.text((x, y + 2), f"t = {t}: {int(piece.sum())}", fill=_bytes(INK), font=font)
     return np.asarray(image)
-
-
-def _fill(colour: str, light: float = 1.0) -> tuple[int, ...]:
-    return tuple(int(255 * c * light) for c in to_rgb(colour))
 
 
 def _fade(frame: float, count: int) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import figures, painting
 from .clips import Clip
+from .config import StepConfig
 from .engine import untouched
 from .explain import Explanation, as_targets
 from .live import WithTwin
@@ -69,12 +70,11 @@ class Contest:
         if not 0 < ratio < 1:
             raise ValueError(f"ratio: got {ratio}, expected a number between 0 and 1")
         self.network, self.clip, self.ratio, self.rival = network, clip, ratio, rival
-        kind, sigma = (
-            ("blur", None) if rival is None else (rival.config.perturbation, rival.config.blur_sigma)
-        )
-        self._perturb = Perturbation(clip.pixels[None], kind, sigma)
+        look = StepConfig() if rival is None else rival.config
+        self._perturb = Perturbation(clip.pixels[None], look.perturbation, look.blur_sigma)
+        grid = look if isinstance(look, StepConfig) else StepConfig()  # a baseline has no seeds of its own
         _, time, height, width = clip.pixels.shape
-        self._generator = MaskGenerator((time, height, width))
+        self._generator = MaskGenerator((time, height, width), grid.step, grid.sigma, grid.boundary)
         self.seed_shape = self._generator.seed_shape
         with torch.no_grad(), untouched(network, torch.device("cpu")):
             whole = network.log_probabilities(clip.pixels[None]).float().exp()
@@ -114,7 +114,8 @@ class PerturbationExplorer(WithTwin):
     >>> PerturbationExplorer(network, clip, rival=sl.explain(network, clip, ratios=(0.1,)))
 
     Left the clip, pale where nothing is kept; right what the network sees. The cells that are drawn are the
-    seeds of the mask, so a hand can draw whatever a method can find. After each stroke the network is asked.
+    seeds of the mask, so a hand can draw whatever the rival could find. After each stroke the network is
+    asked.
 
     Args: as for :class:`Contest`.
 

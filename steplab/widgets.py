@@ -9,7 +9,6 @@ Where no widgets can be (a saved page, a code host) the twin shows instead: both
 
 import html
 import itertools
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 
@@ -141,7 +140,7 @@ class ExplanationViewer(WithTwin):
         shown, record = self._on_show(), self._record() if self.truth.value else None
         k, one = self.ratio.index, shown[0][1]
         tags = [
-            f"{textwrap.fill(name, 12)}\n" * self._together
+            f"{name}\n" * self._together
             + f"keep {painting.percent(e.ratios[k])}\np = {float(e.probability[k]):.2f}"
             for name, e in shown
         ]
@@ -209,10 +208,8 @@ class ExplanationViewer(WithTwin):
         clip = self._encoded("", lambda: self._canvas().frames(truth=False))
         for stack in self._stacks:
             if len(stack.children) != count:
-                look, stack.selected_index = (
-                    {"layout": {"width": "100%", "margin": "0"}, "format": "jpeg"},
-                    None,
-                )
+                stack.selected_index = None
+                look = {"layout": {"width": "100%", "margin": "0"}, "format": "jpeg"}
                 stack.children = [ipywidgets.Image(**look) for _ in range(count)]
                 stack.selected_index = at
         for image, encoded in zip(self._stacks[0].children, clip, strict=True):
@@ -345,11 +342,8 @@ class KernelExplorer(Explorer):
         sides: tuple[Sequence[int], Sequence[int]] = ((1, 3, 5, 7, 9, 11), (3, 5, 7, 9, 11, 13, 15)),
     ):
         self._size, self._ratios, self.note = size, ratios, ipywidgets.HTML()
-        start = dict(zip(("T_K", "H_K", "W_K"), KERNEL, strict=True)) | {
-            "stride": KERNEL[1],
-            "turn": 30,
-            "tilt": 30,
-        }
+        start = dict(zip(("T_K", "H_K", "W_K"), KERNEL, strict=True))
+        start |= {"stride": KERNEL[1], "turn": 30, "tilt": 30}
         options = {"T_K": sides[0], "H_K": sides[1], "W_K": sides[1], "stride": (7, KERNEL[1])}
         options |= {"turn": range(-90, 91, 15), "tilt": range(-90, 91, 15)}
         super().__init__(

@@ -449,7 +449,10 @@ def test_a_callback_changes_constants_from_the_next_iteration_and_it_is_on_recor
     assert not {"area_weight", "learning_rate"} & set(plain.history)
 
 
-@pytest.mark.parametrize("wrong", [{"iterations": 3}, {"core_weight": -1.0}, {"area_weight": float("nan")}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"iterations": 3}, {"core_weight": -1.0}, {"area_weight": float("nan")}, {"area_weight": float("inf")}],
+)
 def test_a_callback_cannot_change_anything_else(wrong):
     clip, _ = spotted_clip()
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -189,8 +189,11 @@ def faults(path: Path, lesson: bool) -> list[str]:
     found += [f"a cell of {n} lines" for n in (len(source.splitlines()) for source in sources) if n > 15]
     if any(re.search(r"^\s*[!%]\s*(pip|conda)", source, re.MULTILINE) for source in sources):
         found.append("installs packages")
-    if any(output["output_type"] == "error" for cell in code for output in cell["outputs"]):
+    outputs = [output for cell in code for output in cell["outputs"]]
+    if any(output["output_type"] == "error" for output in outputs):
         found.append("a stored error")
+    if any(re.search(r"\d+%\|", "".join(o.get("data", {}).get("text/plain", ""))) for o in outputs):
+        found.append("a progress bar that has stopped")
     header = words[0].lower()
     found += [
         f"the header names no {w}"
@@ -247,6 +250,9 @@ BREAKS = {
     "16 lines": put(3, "1\n" * 16),
     "installs": put(3, "!pip install torch"),
     "stored error": lambda notebook: notebook["cells"][3].update(outputs=[{"output_type": "error"}]),
+    "has stopped": lambda notebook: notebook["cells"][3].update(
+        outputs=[{"output_type": "display_data", "data": {"text/plain": "action: 0%|   | 0/8"}}]
+    ),
     "names no data": put(0, "# A lesson\n| Task | Network | Question | Run time |"),
     "no section references": put(4, "## Sanity check\n## Summary\n## Exercises\nReferences"),
     "absolute path": put(3, "open('/ho" + "me/me/film.mp4')"),
