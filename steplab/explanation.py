@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from . import __version__
 from .clips import Clip
 from .config import AttributionConfig, StepConfig, config_class
+from .files import write_whole
 from .networks import Network
 from .perturb import blur
 
@@ -62,10 +64,8 @@ class Explanation:
 
     def save(self, path: str | Path) -> Path:
         """Write everything to one safetensors file; returns its path."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self.to_bytes())
-        return path
+        write_whole(Path(path), self.to_bytes())
+        return Path(path)
 
     def to_bytes(self, pixels: bool = True) -> bytes:
         """What :meth:`save` writes; without `pixels` the clip must be given back by whoever reads it."""
@@ -84,11 +84,12 @@ class Explanation:
         }
         facts |= {"config": asdict(self.config), "source": self.clip.source}
         stored = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        facts["sha256"] = _checksum(stored, facts)
         return safetensors.torch.save(stored, {"steplab": json.dumps(facts)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Explanation":
-        """Read what :meth:`save` wrote. Raises ValueError if it is something else."""
+        """Read what :meth:`save` wrote. Raises ValueError if it is something else, damaged or changed."""
         try:
             return cls.from_bytes(Path(path).read_bytes())
         except FileNotFoundError:
@@ -108,6 +109,8 @@ class Explanation:
             facts = json.loads(
                 json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["steplab"]
             )
+            if facts.pop("sha256", None) != _checksum(tensors, facts):
+                raise ValueError("its sha256 differs from the one it was stored with: damaged or changed")
             config: dict[str, Any] = facts.pop("config")
             config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
             history = {k.removeprefix("history/"): v.numpy() for k, v in tensors.items() if "/" in k}
@@ -118,6 +121,11 @@ class Explanation:
                 raise ValueError("stored without its clip, which must be given: that very one")
             facts |= {"ratios": tuple(facts["ratios"]), "converged": tuple(facts["converged"])}
             maps = {k: tensors[k] for k in ("masks", "heatmap", "probability")}
+            one, count = tuple(clip.pixels.shape[1:]), len(facts["ratios"])
+            shapes = {"masks": (count, *one), "heatmap": one, "probability": (count,)}
+            for name, shape in shapes.items():
+                if tuple(maps[name].shape) != shape or maps[name].dtype != torch.float32:
+                    raise ValueError(f"{name}: {maps[name].dtype} {tuple(maps[name].shape)}, not {shape}")
             return cls(
                 **maps, history=history, clip=clip, config=config_class(facts["method"])(**config), **facts
             )
@@ -147,6 +155,16 @@ class Explanation:
         from .figures import overlay
 
         return write_video(path, overlay(self.clip.pixels, self.heatmap), fps=fps)
+
+
+def _checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    """sha256 of all that is stored."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def heat_map(

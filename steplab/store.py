@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -105,9 +104,16 @@ class Store:
             return None
         try:
             facts = json.loads(data)
+            if facts.pop("sha256") != digest(facts):
+                raise ValueError("its sha256 differs from the one it was stored with")
             return float(facts["value"]), str(facts["label"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             return self._torn(f"{key}.json", error)
+
+    def keep_facts(self, key: str, metric: str, value: float, label: str) -> None:
+        """Write what :meth:`facts` reads."""
+        facts = {"metric": metric, "value": value, "label": label}
+        self.put(f"{key}.json", json.dumps({**facts, "sha256": digest(facts)}).encode())
 
     def _torn(self, name: str, error: Exception) -> None:
         if name not in self._said:
@@ -133,7 +139,7 @@ def explanation_key(
     Raises:
         ValueError: as `make_config`.
     """
-    config = asdict(make_config(asked["method"], asked["preset"], size, dict(overrides)))
+    config = vars(make_config(asked["method"], asked["preset"], size, dict(overrides)))
     return digest(
         {**asked, "config": config, "versions": versions(), "code": engine_code(), **network, "clip": clip}
     )
@@ -141,11 +147,7 @@ def explanation_key(
 
 def metric_key(explanation: str, metric: str, function: Callable, truth: str) -> str:
     """Hash of all that decides what a metric says of an explanation; `truth` of the record's."""
-    try:
-        own = inspect.getsource(function)
-    except (OSError, TypeError):
-        own = repr(function)
-    return digest([explanation, metric, own, metrics_code(), truth])
+    return digest([explanation, metric, _own_source(function), metrics_code(), truth])
 
 
 def truth_facts(record: Record) -> str:
@@ -168,6 +170,14 @@ def network_facts(network: Network) -> dict[str, str]:
 def digest(what: Any) -> str:
     """sha256 of plain values."""
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _own_source(function: Callable) -> str:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return repr(function)
 
 
 @cache

@@ -6,7 +6,6 @@
 >>> pivot(table, "S-PT")                                # like the paper's tables, with intervals
 """
 
-import json
 import pickle
 import zlib
 from collections import deque
@@ -303,8 +302,7 @@ class Study:
         if outcome.explanation is not None:
             self.store.put(f"{cell.key}.safetensors", outcome.explanation)
         for metric, value in outcome.values.items():
-            facts = {"metric": metric, "value": value, "label": outcome.label}
-            self.store.put(f"{cell.keys[metric]}.json", json.dumps(facts).encode())
+            self.store.keep_facts(cell.keys[metric], metric, value, outcome.label)
             self._errors.pop(cell.keys[metric], None)
         self._errors |= {cell.keys[m]: error for m, error in outcome.errors.items()}
 
