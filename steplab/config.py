@@ -137,6 +137,21 @@ _SMOKE = {
 
 LITERAL = {"core_layout": "stride", "core_padding": "none", "core_balanced": False, "time_wrap": False}
 
+_LESSON = {
+    "iterations": 150,
+    "learning_rate": 0.1,
+    "momentum": 0.5,
+    "dampening": 0.5,
+    "shrink": 80,
+    "patience": 10,
+    # With the published weights (1 and 300) the area decides before the network is heard, and masks of
+    # stage clips keep a fraction of the probability that they keep with these.
+    "reward_weight": 30.0,
+    "reward_reach": (2.0, 0.08),
+    "largest_step": 0.2,  # where a ratio is too small, area and network fight; without this they thrash
+    "area_growth": 1.0116,
+    "hold_rate": 0.05,
+}
 PRESETS: dict[str, dict] = {
     "smoke": {
         "reward_reach": (2.0, 0.08),
@@ -145,21 +160,8 @@ PRESETS: dict[str, dict] = {
         "momentum": 0.5,
         "dampening": 0.5,
     },
-    "lesson": {
-        "iterations": 150,
-        "learning_rate": 0.1,
-        "momentum": 0.5,
-        "dampening": 0.5,
-        "shrink": 80,
-        "patience": 10,
-        # With the published weights (1 and 300) the area decides before the network is heard, and masks of
-        # stage clips keep a fraction of the probability that they keep with these.
-        "reward_weight": 30.0,
-        "reward_reach": (2.0, 0.08),
-        "largest_step": 0.2,  # where a ratio is too small, area and network fight; without this they thrash
-        "area_growth": 1.0116,
-        "hold_rate": 0.05,
-    },
+    "quick": {**_LESSON, "iterations": 60, "shrink": 20, "patience": 5},  # see benchmarks/convergence.md
+    "lesson": _LESSON,
     # The published demo's step is .0073 of the way at 16 x 112 x 112. Much larger ones overshoot: with
     # momentum .9 seeds go on falling for ten iterations, and dead ones hardly come back.
     "paper": {
