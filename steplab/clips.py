@@ -5,6 +5,7 @@
 (torch.Size([3, 16, 112, 112]), tensor([0.12, 0.36]))
 """
 
+import os.path
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import av.error
 import numpy as np
 import torch
 import torch.nn.functional as F
+from av.sidedata.sidedata import Type as SideData
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -25,6 +27,10 @@ from torch import Tensor
 _HEADROOM = 4
 # A file may lack this fraction of what its header declares before it counts as broken.
 _TOLERANCE = 0.1
+# So many frames are decoded rather than leapt over: a leap costs about as much.
+_LEAP = 48
+# Pixels of the largest frame that is decoded, twice an 8K one: a file of 60 bytes may claim 4 billion.
+_LARGEST = 2**26
 
 
 class ClipError(ValueError):
@@ -123,9 +129,10 @@ def read_clip(
         raise ClipError(f"frames, size: got {frames} and {size}, expected whole numbers of at least 1")
     if fit not in ("crop", "stretch"):
         raise ClipError(f"fit: got {fit!r}, expected 'crop' or 'stretch'")
-    if not path.is_file():
+    if not os.path.isfile(path):  # which says no where Path.is_file raises: to a name that is too long
+        found = "a pipe or device" if os.path.exists(path) else "not there"
         raise ClipError(
-            f"path: {str(path)!r} is {'a folder' if path.is_dir() else 'not there'}, expected a video"
+            f"path: {str(path)!r} is {'a folder' if os.path.isdir(path) else found}, expected a video"
         )
     try:
         table = _index(path)
@@ -139,9 +146,11 @@ def read_clip(
         if stop is None:
             table.check_complete(path.name)
         middles = begin + (np.arange(frames) + 0.5) * (end - begin) / frames
-        pictures, times, damaged = _decode(
-            path, table, middles, lambda f: _to_pixels(f, table.aspect, size, fit)
-        )
+        task = path, table, middles, lambda f: _to_pixels(f, table.aspect, size, fit)
+        try:
+            pictures, times, damaged = _decode(*task)
+        except _Astray:
+            pictures, times, damaged = _decode(*task, leap=False)
     except (av.error.FFmpegError, OSError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ClipError(f"{path.name}: not a video that can be read ({reason})") from error
@@ -172,6 +181,17 @@ class _Index:
     aspect: float  # width of a pixel over its height
     closed: bool  # whether the file ends as its format demands
     times: np.ndarray  # presentation time of every frame, rising
+    keys: np.ndarray  # ... of those that can be decoded without any before
+
+    def leap(self, now: float, moment: float) -> float | None:
+        """Time of the key frame from which what is on show at a moment is had sooner than by going on."""
+        shown = self.times[max(np.searchsorted(self.times, moment + 1e-6, "right") - 1, 0)]
+        keys = self.keys[(self.keys > now) & (self.keys <= shown + 1e-6)]
+        return float(keys[-1]) if len(keys) and self.between(now, keys[-1]) >= _LEAP else None
+
+    def between(self, first: float, last: float) -> int:
+        """How many frames there are from one time to another, both included."""
+        return int(np.sum((self.times >= first - 1e-6) & (self.times <= last + 1e-6)))
 
     def check_complete(self, name: str):
         """Raise where both the packets and the time they cover fall short of what the header declares.
@@ -181,6 +201,11 @@ class _Index:
         if not self.closed:
             raise ClipError(f"{name}: cut short: its end is missing, {self._rest()}")
         few = self.declared and self.packets < (1 - _TOLERANCE) * self.declared
+        more = self.declared and self.packets > self.declared  # of a recorder that never closed its file
+        far = self.end > (1 + _TOLERANCE) * self.duration + min(2 * self.step, self.duration)
+        if self.duration and far and not more:
+            declared = f"declares {self.duration:.2f} s, its time stamps reach {self.end:.2f} s"
+            raise ClipError(f"{name}: damaged: {declared} (stop={self.duration:.2f} reads the declared part)")
         short = self.duration and self.end < (1 - _TOLERANCE) * self.duration - 2 * self.step
         if short and (few or not self.declared):
             declared = f"{self.declared} frames, " if self.declared else ""
@@ -200,10 +225,18 @@ def _video_stream(container, path: Path):
     streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
     if not streams:
         raise ClipError(f"{path.name}: no video stream (it holds {len(container.streams.audio)} of sound)")
-    if container.format.name == "tty":  # the decoder would draw any text as a terminal shows it
+    # The decoder would draw any text as a terminal shows it, and read the other files that a list names.
+    if container.format.name in ("tty", "concat", "hls"):
         raise ClipError(f"{path.name}: text, expected a video")
-    streams[0].thread_type = "AUTO"
-    return streams[0]
+    stream = streams[0]
+    if stream.codec_context is None:
+        raise ClipError(f"{path.name}: no decoder for its codec; convert it to H.264 first")
+    if stream.width * stream.height > _LARGEST:
+        size = f"{stream.width} × {stream.height} pixels a frame"
+        raise ClipError(f"{path.name}: {size}, expected at most {_LARGEST}; make it smaller first")
+    stream.codec_context.options = {"max_pixels": str(_LARGEST)}  # frames may be larger than the header says
+    stream.thread_type = "AUTO"
+    return stream
 
 
 def _index(path: Path) -> _Index:
@@ -212,21 +245,26 @@ def _index(path: Path) -> _Index:
         stream = _video_stream(container, path)
         base = float(stream.time_base or Fraction(1, 25))
         rate = float(stream.average_rate or stream.guessed_rate or 25)
-        times, last = [], 0.0
+        times, keys, last = [], [], 0.0
         for packet in container.demux(stream):
             stamp = packet.pts if packet.pts is not None else packet.dts
             if packet.size == 0 or packet.is_discard:
                 continue
             times.append(len(times) / rate if stamp is None else stamp * base)
+            if packet.is_keyframe:
+                keys.append(times[-1])
             if times[-1] == max(times[-2:]):
                 last = float((packet.duration or 0) * base)
         if not times:
             raise ClipError(f"{path.name}: declares {stream.frames} frames, holds none")
         times.sort()
-        step = float(np.median(np.diff(times))) if len(times) > 1 else 1 / rate
+        steps = np.diff(times)
+        step = float(np.median(steps[steps > 0])) if (steps > 0).any() else 1 / rate
         duration = float((stream.duration or 0) * base)
         if not duration and len(container.streams) == 1:
             duration = (container.duration or 0) / av.time_base
+            if "matroska" in container.format.name:  # counts from 0, not from the first frame
+                duration -= times[0]
         pixel = stream.codec_context.sample_aspect_ratio
         return _Index(
             origin=times[0],
@@ -238,14 +276,24 @@ def _index(path: Path) -> _Index:
             aspect=float(pixel) if pixel and 0.2 < pixel < 5 else 1.0,
             closed=container.format.name != "gif" or _last_bytes(path).endswith(b";"),
             times=np.array(times) - times[0],
+            keys=np.sort(np.array(keys)) - times[0],
         )
 
 
-def _decode(path: Path, table: _Index, middles: np.ndarray, convert: Callable):
-    """The pictures on show at given moments (rising), their times, and how many frames failed to decode."""
+class _Astray(Exception):
+    """A leap ended elsewhere than at the key frame it was meant for, or among damaged frames."""
+
+
+def _decode(path: Path, table: _Index, middles: np.ndarray, convert: Callable, leap: bool = True):
+    """The pictures on show at given moments (rising), their times, and how many frames failed to decode.
+
+    Leaps to the key frame before a moment where that is far ahead. What is then on show is what decoding
+    everything gives: a frame shown after a key frame needs none from before it.
+    """
     pictures, times = [], []
     previous = None  # (frame, time): the last frame decoded, on show until the next begins
-    seen = damaged = 0
+    seen = failed = spoilt = expected = 0  # frames; packets that fail; frames patched up; frames there are
+    landing = first = time = -1.0  # the key frame leapt to; first and last frame decoded since
 
     def take(frame, time):
         picture = pictures[-1] if times and times[-1] == time else convert(frame)
@@ -254,34 +302,59 @@ def _decode(path: Path, table: _Index, middles: np.ndarray, convert: Callable):
 
     with _open(path) as container:
         stream = _video_stream(container, path)
-        if middles[0] > 5:  # far into the file: begin at the key frame before, not at the start
-            container.seek(int((middles[0] - 1 + table.origin) / stream.time_base), stream=stream)
         rate = 1 / table.step
-        for packet in container.demux(stream):
-            try:
-                decoded = packet.decode()
-            except av.error.InvalidDataError:
-                damaged += 1
-                continue
-            for frame in decoded:
-                time = (seen / rate) if frame.time is None else frame.time - table.origin
+        while len(times) < len(middles) and time < np.inf:
+            key = table.leap(time, middles[len(times)]) if leap else None
+            if key is not None:
+                container.seek(round((key + table.origin) / stream.time_base), stream=stream)
+                expected += table.between(first, time) if first >= 0 else 0
+                landing, first, previous = key, -1.0, None
+            for frame, failure in _frames(container, stream):
+                failed += failure
+                if frame is None:
+                    continue
+                if frame.time is None and landing >= 0:
+                    raise _Astray
+                now = (seen / rate) if frame.time is None else frame.time - table.origin
+                if now < landing - 1e-6:  # shown before the key frame: needs what was leapt over
+                    continue
+                if first < 0:
+                    if landing >= 0 and now > landing + 1e-6:
+                        raise _Astray
+                    first = now
+                time = now
                 seen += 1
+                spoilt += frame.is_corrupt
                 while len(times) < len(middles) and previous and middles[len(times)] < time - 1e-6:
                     take(*previous)
                 previous = (frame, time)
-            if len(times) == len(middles):
-                break
-        else:
-            expected = min(table.declared or table.packets, table.packets)
-            if table.declared and middles[0] <= 5 and seen + damaged < expected:
-                damaged = expected - seen
-            if damaged > _TOLERANCE * expected + 1:
-                raise ClipError(f"{path.name}: damaged: of {expected} frames {seen} can be decoded")
-    if previous is None:
+                if len(times) == len(middles) or leap and table.leap(time, middles[len(times)]) is not None:
+                    break
+            else:
+                time = np.inf
+    if landing >= 0 and (failed or spoilt or table.between(first, time) + expected > seen):
+        raise _Astray  # damaged: count it where nothing is left out
+    if seen == 0:
         raise ClipError(f"{path.name}: holds {table.packets} frames, none of which can be decoded")
+    expected += table.between(max(first, 0.0), time)
+    if table.declared:  # else some packets may rightly show nothing
+        failed = max(failed, min(expected, table.declared) - seen)
+    if failed + spoilt > _TOLERANCE * expected + 1:
+        raise ClipError(f"{path.name}: damaged: of {expected} frames {seen - spoilt} can be decoded")
     while len(times) < len(middles):
+        if previous is None:
+            raise _Astray
         take(*previous)
-    return pictures, times, damaged
+    return pictures, times, failed + spoilt
+
+
+def _frames(container, stream):
+    """(frame, 0), or (None, 1) for a packet that cannot be decoded."""
+    for packet in container.demux(stream):
+        try:
+            yield from ((frame, 0) for frame in packet.decode())
+        except av.error.InvalidDataError:
+            yield None, 1
 
 
 @dataclass(frozen=True)
@@ -309,12 +382,22 @@ class _Layout:
         return cls(*stored, turns, shape, (shape[0] - size) // 2, (shape[1] - size) // 2)
 
 
+def _mirrored(frame) -> bool:
+    """Whether the display matrix turns the picture over, as in a selfie."""
+    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    if not matrix:
+        return False
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(float)
+    return bool(a * d < b * c)
+
+
 def _to_pixels(frame, aspect: float, size: int, fit: str) -> Float[Tensor, "3 size size"]:
     """One decoded frame as an upright square of RGB in [0, 1]."""
     to = _Layout.of(frame, aspect, size, fit)
     picture = frame.to_ndarray(format="rgb24", width=to.width, height=to.height, interpolation="AREA")
-    if to.turns:
-        picture = np.rot90(picture, to.turns).copy()
+    if _mirrored(frame):  # which also counts as a half turn
+        picture = picture[::-1]
+    picture = np.rot90(picture, to.turns).copy()
     pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
     pixels = F.interpolate(pixels, to.shape, mode="bilinear", antialias=True, align_corners=False)[0]
     return pixels[:, to.top : to.top + size, to.left : to.left + size].clamp(0, 1)
@@ -326,6 +409,7 @@ class Placement(NamedTuple):
     frames: list[int]  # number in the video, from 0, of each frame of the clip
     scale: tuple[float, float]  # pixels of the clip to a pixel of the upright video, across and down
     corner: tuple[float, float]  # left and top of the clip in the resized video
+    stored: tuple[int, int, int] = (0, 0, 0)  # the video's width and height, pixels, and declared frames
 
     def boxes(self, boxes: Float[Tensor, "box 4"], size: int) -> Float[Tensor, "left 4"]:
         """x0, y0, x1, y1 in the clip, cut at its edges; without those of which nothing is left."""
@@ -350,7 +434,8 @@ def placement(path: str | Path, clip: Clip, fit: str = "crop") -> Placement:
     to = _Layout.of(frame, table.aspect, clip.pixels.shape[2], fit)
     width, height = (frame.height, frame.width) if to.turns % 2 else (frame.width, frame.height)
     frames = [int(np.abs(table.times - time).argmin()) for time in clip.times.tolist()]
-    return Placement(frames, (to.shape[1] / width, to.shape[0] / height), (to.left, to.top))
+    scale, stored = (to.shape[1] / width, to.shape[0] / height), (frame.width, frame.height, table.declared)
+    return Placement(frames, scale, (to.left, to.top), stored)
 
 
 _CODECS = {".mp4": ("libx264", "yuv420p"), ".avi": ("mpeg4", "yuv420p"), ".webm": ("libvpx-vp9", "yuv420p")}

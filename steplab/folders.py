@@ -292,14 +292,14 @@ def _sample(
         clip = read_clip(item.path, count, size, start=item.start, stop=item.stop, fit=fit)
         length = 0
     placed = placement(files[0], clip, fit)
-    with av.open(str(files[0]), options={"protocol_whitelist": "file"}) as container:
-        stream = container.streams.video[0]
-        shape = [stream.width, stream.height, length or stream.frames]
+    width, height, declared = placed.stored
     return {
         "pixels": (clip.pixels * 255).round().byte().contiguous(),
         "times": clip.times,
         "numbers": torch.tensor(numbers if item.path.is_dir() else placed.frames),
-        "frame": torch.tensor([*placed.scale, *placed.corner, *shape], dtype=torch.float64),
+        "frame": torch.tensor(
+            [*placed.scale, *placed.corner, width, height, length or declared], dtype=torch.float64
+        ),
     }
 
 
