@@ -13,8 +13,10 @@ Feature maps (grad-cam, saliency-tubes, excitation-backprop, eb-r) are stretched
 network whose preprocessing crops sees less than that: give it clips of its own size.
 """
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +29,7 @@ from tqdm.auto import tqdm
 from .config import AttributionConfig
 from .excitation import excitation, recurrent_excitation
 from .layers import Tap, plain_activations, tap, target_layer
-from .networks import Network
+from .networks import CUT_OFF, Network, ScoresError
 from .perturb import Perturbation, blur, hottest_first
 from .vgg_lstm import VGGLSTM
 
@@ -54,10 +56,18 @@ def attribute(
         ValueError: the method does not fit the network (says which do), or the map is not finite.
     """
     task = _Task(network, pixels, target, config, seed, batch, progress)
-    with plain_activations(network.module), warnings.catch_warnings():
+    # Hooks do not reach into compiled code. Where nothing was compiled, the compiler is not even loaded.
+    compiled = "torch._dynamo" in sys.modules
+    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with plain_activations(network.module), eager, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="captum")  # of hooks that it sets, and takes away again
         torch.manual_seed(seed)
-        heat = _MAPS[method](task).detach().float().cpu()
+        try:
+            heat = _MAPS[method](task).detach().float().cpu()
+        except RuntimeError as error:  # a graph of the network's own weights, without the pixels
+            if "not have been used in the graph" in str(error):
+                raise ScoresError(CUT_OFF) from error
+            raise
     if not torch.isfinite(heat).all():
         raise ValueError(f"method: {method} gave values that are not finite numbers")
     return blur(heat.clamp(min=0), config.heat_sigma * min(heat.shape[1:]))
@@ -105,7 +115,23 @@ class _Task:
     def perturbation(self) -> Perturbation:
         return Perturbation(self.pixels, self.config.perturbation, self.config.blur_sigma)
 
+    def differentiable(self) -> Tensor:
+        """The clip, asking for a gradient. Refuses a network that gives none before hooks trip over it."""
+        pixels = self.pixels.clone().requires_grad_()
+        self.scores(pixels)
+        return pixels
+
+    def refuse_scripted(self) -> None:
+        """For methods that hook into layers. Raises ValueError: in scripted ones nobody hears a hook."""
+        module = self.network.module
+        if module is not None and any(isinstance(m, torch.jit.ScriptModule) for m in module.modules()):
+            raise ValueError(
+                f"network: {self.network.name} holds a scripted module, whose layers cannot be read; give "
+                "the module it was made from, or use integrated-gradients, occlusion, rise, lime or step"
+            )
+
     def tap(self):
+        self.refuse_scripted()
         return tap(self.network, target_layer(self.network, self.config.target_layer))
 
     def maps(self, seen: Tap, values: Tensor) -> Tensor:
@@ -171,9 +197,15 @@ def _saliency_tubes(task: _Task) -> Tensor:
     )
 
 
+def _recurrent(module: nn.Module | None) -> bool:
+    kinds = nn.RNNBase | nn.RNNCellBase | VGGLSTM
+    return module is not None and any(isinstance(m, kinds) for m in module.modules())
+
+
 def _excitation_backprop(task: _Task) -> Tensor:
-    if isinstance(task.network.module, VGGLSTM):
-        raise ValueError("method: excitation-backprop is not for recurrent networks; eb-r fits")
+    if _recurrent(task.network.module):
+        fits = "eb-r" if isinstance(task.network.module, VGGLSTM) else "grad-cam"
+        raise ValueError(f"method: excitation-backprop is not for recurrent networks; {fits} fits")
     if task.network.output != "logits":
         raise ValueError("method: excitation-backprop starts at logits, the network gives probabilities")
     with task.tap() as seen:
@@ -298,14 +330,15 @@ def _modified_relu(name: str) -> Callable[[_Task], Tensor]:
     def found(task: _Task) -> Tensor:
         import captum.attr
 
+        task.refuse_scripted()
         modules = [] if task.network.module is None else list(task.network.module.modules())
         if not any(isinstance(m, nn.ReLU) for m in modules):
             raise ValueError(
                 f"method: {name} changes the gradient of nn.ReLU modules, and {task.network.name} has none: "
                 "it would be the plain gradient; integrated-gradients and smooth-grad fit"
             )
-        pixels = task.pixels.clone().requires_grad_()
-        return _magnitude(getattr(captum.attr, name)(task.module()).attribute(pixels, task.target))
+        explainer = getattr(captum.attr, name)(task.module())
+        return _magnitude(explainer.attribute(task.differentiable(), task.target))
 
     return found
 
@@ -315,12 +348,12 @@ def _deep_lift(task: _Task) -> Tensor:
     from captum.attr import DeepLift
 
     module, fits = task.network.module, "integrated-gradients and occlusion fit"
-    if module is None or any(isinstance(m, nn.RNNBase | VGGLSTM) for m in module.modules()):
+    task.refuse_scripted()
+    if module is None or _recurrent(module):
         raise ValueError(
             f"method: deep-lift needs modules, none of them recurrent; not so {task.network.name}; {fits}"
         )
-    absent = task.absent()
-    pixels = task.pixels.clone().requires_grad_()
+    absent, pixels = task.absent(), task.differentiable()
     parts = DeepLift(task.module()).attribute(pixels, absent, task.target).detach()
     with torch.no_grad():
         gained = float((task.scores(task.pixels) - task.scores(absent))[0, task.target])

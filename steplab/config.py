@@ -1,6 +1,7 @@
 """Every constant of the method and of the baselines, and the named sets of them: methods and presets."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .perturb import KINDS
@@ -185,6 +186,13 @@ PRESETS: dict[str, dict] = {
 }
 
 
+def nearest(word: object, known: Iterable[str]) -> str:
+    """The end of a refusal: those of `known` that look like `word`, in any case; or nothing."""
+    names = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(str(word).lower(), names, n=5, cutoff=0.5)
+    return f"; did you mean {', '.join(repr(names[c]) for c in close)}?" if close else ""
+
+
 def config_class(method: str) -> type[StepConfig] | type[AttributionConfig]:
     """The kind of constants that a method has."""
     return AttributionConfig if method in BASELINES else StepConfig
@@ -198,17 +206,17 @@ def make_config(
     A baseline has two presets: "smoke" takes few samples, all others take the full number.
 
     Raises:
-        ValueError: unknown method, preset or constant.
+        ValueError: unknown method, preset or constant; names those that look alike.
     """
-    if method not in (*METHODS, *BASELINES):
-        raise ValueError(f"method must be one of {', '.join((*METHODS, *BASELINES))}, got {method!r}")
-    if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    for name, word, known in (("method", method, (*METHODS, *BASELINES)), ("preset", preset, (*PRESETS,))):
+        if word not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {word!r}{nearest(word, known)}")
     kind = config_class(method)
     unknown = set(overrides) - set(kind.__dataclass_fields__)
     if unknown:
         known = ", ".join(kind.__dataclass_fields__)
-        raise ValueError(f"unknown constant {', '.join(sorted(unknown))}; {kind.__name__} has {known}")
+        hint = nearest(min(unknown), kind.__dataclass_fields__)
+        raise ValueError(f"unknown constant {', '.join(sorted(unknown))}; {kind.__name__} has {known}{hint}")
     if kind is AttributionConfig:
         return _check_attribution(AttributionConfig(**{**(_SMOKE if preset == "smoke" else {}), **overrides}))
     values = {**METHODS[method], **PRESETS[preset]}

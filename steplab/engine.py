@@ -23,7 +23,7 @@ from .losses import (
     second_order_difference,
 )
 from .masks import MaskGenerator
-from .networks import Network
+from .networks import CUT_OFF, Network, ScoresError
 from .perturb import Perturbation, gaussian_matrix
 
 
@@ -31,8 +31,9 @@ from .perturb import Perturbation, gaussian_matrix
 def untouched(network: Network, device: torch.device | None = None) -> Iterator[None]:
     """Evaluation mode without weight gradients inside; outside, whatever happens, everything as it was.
 
-    Restored: weights and buffers (the very storages), training and requires_grad flags, `.grad`, hooks, and
-    the state of the global random numbers of torch, NumPy and Python. Inside, the module lies on `device`.
+    Restored: weights and buffers (the very storages, though `forward` may write into them or replace them),
+    training and requires_grad flags, `.grad`, hooks, and the state of the global random numbers of torch,
+    NumPy and Python. Inside, the module lies on `device`, and its weights are copies.
     cuDNN is off inside if the module holds a recurrent layer: its backward refuses evaluation mode.
     """
     module = network.module
@@ -41,6 +42,8 @@ def untouched(network: Network, device: torch.device | None = None) -> Iterator[
     flags = [m.training for m in modules]
     kept = [(p, p.data, p.grad, p.requires_grad) for p in parameters]
     buffers = [(m, name, b, b.clone()) for m in modules for name, b in m._buffers.items() if b is not None]
+    plain = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
+    tables = [(d, dict(d)) for m in plain for d in (m._parameters, m._buffers)]
     hook_kinds = [k for k in nn.Module().__dict__ if k.endswith("_hooks")]
     hooks = [(m, k, dict(m.__dict__[k])) for m in modules for k in hook_kinds]
     numbers = torch.get_rng_state(), np.random.get_state(), random.getstate()
@@ -54,8 +57,8 @@ def untouched(network: Network, device: torch.device | None = None) -> Iterator[
                 m.training = False
             for p in parameters:
                 p.requires_grad_(False)
-                if device is not None:
-                    p.data = p.data.to(device)
+                with torch.inference_mode(False):  # else the copies could not be differentiated
+                    p.data = p.data.to(p.device if device is None else device, copy=True)
             if device is not None:
                 for m, name, b, _ in buffers:
                     m._buffers[name] = b.to(device)
@@ -71,9 +74,9 @@ def untouched(network: Network, device: torch.device | None = None) -> Iterator[
             for m, name, b, value in buffers:
                 b.copy_(value)
                 m._buffers[name] = b
-        for m, kind, before in hooks:
-            m.__dict__[kind].clear()
-            m.__dict__[kind].update(before)
+        for table, before in (*tables, *((m.__dict__[kind], before) for m, kind, before in hooks)):
+            table.clear()
+            table.update(before)
         torch.set_rng_state(numbers[0])
         np.random.set_state(numbers[1])
         random.setstate(numbers[2])
@@ -196,7 +199,10 @@ class Descent:
         ratios = [v * a for v, a in zip(self.targets_now(), self.aims.tolist(), strict=True)]
         whole, masks = self.masks(self.seeds)
         seen = BlurGradient.apply(masks, *self.blurs) if any(c.reward_reach) else masks
-        scores = self.score(self.perturbation(seen, self.items)).float()
+        shown = self.perturbation(seen, self.items)
+        if shown.requires_grad:  # tells whether the network's gradient came back
+            shown.register_hook(self._hear)
+        scores = self.score(shown).float()
         log_p = scores.gather(1, self.targets[:, None])[:, 0]
         reward = log_p if c.reward == "log" else log_p.exp()
         area = (area_loss_per_frame if c.per_frame else area_loss)(whole, ratios) / whole[0].numel()
@@ -215,6 +221,9 @@ class Descent:
             parts |= {name: torch.full_like(log_p, getattr(c, name)) for name in CHANGEABLE}
         return {**parts, "mean": masks.detach().mean(dim=(1, 2, 3))}
 
+    def _hear(self, gradient: Tensor | None) -> None:
+        self.heard = gradient is not None
+
     def _core(self, whole: Tensor, ratios: list[float]) -> Tensor:
         c = self.config
         size = whole.shape[1:]
@@ -231,10 +240,20 @@ class Descent:
         return loss if c.core_balanced else loss * scale
 
     def step(self) -> dict[str, Tensor]:
-        """One iteration; returns the parts of the energy before it."""
-        c = self.config
+        """One iteration; returns the parts of the energy before it.
+
+        Raises:
+            ScoresError: the network's gradient does not reach the pixels, or is not finite.
+        """
+        c, self.heard = self.config, False
         parts = self.energy()
         (gradient,) = torch.autograd.grad(parts["energy"].sum(), self.seeds)
+        if not self.heard:
+            raise ScoresError(CUT_OFF)
+        if not torch.isfinite(gradient).all():
+            raise ScoresError(
+                "fn: expected scores with a finite gradient, got NaN or inf; occlusion and rise need none"
+            )
         if c.hold_rate and self.iteration >= c.shrink:
             self._note(parts["mean"], parts["probability"].detach())
         with torch.no_grad():

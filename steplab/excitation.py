@@ -45,6 +45,7 @@ _WITHOUT_RULE = {
         "tanh",
     ),
     *("elu", "leaky_relu", "hardswish", "matmul", "__matmul__", "bmm"),
+    *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
     "scaled_dot_product_attention",
     *("mul", "__mul__", "__rmul__", "mul_", "__imul__", "div", "__truediv__", "sub", "__sub__"),
 }

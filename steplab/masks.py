@@ -74,6 +74,12 @@ class MaskGenerator:
         # round, and the window of seeds counted from the margin's edge. The others have it at the centre.
         self.margin = round(self.sigma) if zero_outside else 0
         self.padding = 1 + math.ceil(2 * self.sigma / step) if zero_outside else self.radius
+        # That padding is too little at some sizes (below 36 px, 98, 105): then more zeros follow the grid.
+        self.extra = (0, 0)
+        self.extra = tuple(
+            math.ceil((n + 2 * self.margin - drawn) / step) if drawn < n + self.margin else 0
+            for n, drawn in zip((height, width), self.drawn_size(), strict=True)
+        )
         offset = self.sigma if zero_outside else (step - 1) / 2
         first = step * (torch.arange(2 * self.radius + 1) - self.padding) + offset
         distance = torch.arange(step)[:, None] - first[None, :]  # (phase, neighbour), pixels
@@ -118,7 +124,8 @@ class MaskGenerator:
     def _surround(self, seeds: Tensor) -> Tensor:
         """The grid with what lies outside, so that every window of a drawn pixel is whole."""
         if self.margin or self.boundary in ("crop", "padded"):
-            return F.pad(seeds, (self.padding,) * 4)
+            p, (below, beside) = self.padding, self.extra
+            return F.pad(seeds, (p, p + beside, p, p + below))
         for axis in (2, 3):
             count = seeds.shape[axis]
             index = torch.arange(-self.padding, count + self.padding, device=seeds.device)
@@ -128,12 +135,12 @@ class MaskGenerator:
 
     def drawn_size(self) -> tuple[int, int]:
         """Rows and columns that the surrounded grid draws, before cutting or resizing."""
-        _, h, w = self.seed_shape
         grown = 2 * self.padding - 2 * self.radius
+        h, w = (n + grown + more for n, more in zip(self.seed_shape[1:], self.extra, strict=True))
         if self.boundary == "padded":
             # One whole cell less a pixel short, as in TorchRay: 134 x 134 for 112 x 112.
-            return self.step * (h + grown - 1) + 1, self.step * (w + grown - 1) + 1
-        return self.step * (h + grown), self.step * (w + grown)
+            return self.step * (h - 1) + 1, self.step * (w - 1) + 1
+        return self.step * h, self.step * w
 
     def _buffers(self, columns: int, like: Tensor) -> tuple[Tensor, ...]:
         """Four kept blocks: the CPU allocator would hand them back and page them in at every iteration."""

@@ -14,10 +14,12 @@ import difflib
 import hashlib
 import importlib
 import json
+import operator
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -45,6 +47,17 @@ __all__ = [
 _FAMILIES: dict[str, type[nn.Module]] = {
     family.__name__: family for family in (NarrowR2Plus1D, NarrowVGG16LSTM, R2Plus1D18, VGG16LSTM)
 }
+
+
+# What there is to say of a network without a gradient.
+CUT_OFF = (
+    "fn: expected scores with a gradient in the pixels, got scores that are cut off from them "
+    "(detach, no_grad, numpy); occlusion, rise and lime need no gradient"
+)
+
+
+class ScoresError(ValueError):
+    """What a network gave cannot be explained: no scores of its classes, not finite, or no gradient."""
 
 
 class Network:
@@ -98,9 +111,11 @@ class Network:
         """Raw scores: logits or probabilities, as `output` says.
 
         Raises:
-            ValueError: not a float batch of clips, or the scores do not fit `classes`. A clip of three frames
-                is refused unless the network wants three (`frames=3`): time and colour could have changed
-                places.
+            ValueError: not a float batch of clips; weights of a precision other than the pixels'. A clip of
+                three frames is refused unless the network wants three (`frames=3`): time and colour could
+                have changed places.
+            ScoresError: a ValueError; scores that are no tensor of floats, do not fit `classes`, are NaN,
+                +inf or all -inf, or carry no gradient where the pixels ask for one.
         """
         shape = tuple(pixels.shape)
         if len(shape) != 5 or shape[1] != 3:
@@ -112,13 +127,43 @@ class Network:
             )
         if not pixels.is_floating_point():
             raise ValueError(f"pixels: expected floats in [0, 1], got {pixels.dtype}")
-        scores = self.fn(pixels if self.preprocess is None else self.preprocess(pixels))
-        if tuple(scores.shape) != (shape[0], len(self.classes)):
-            raise ValueError(
-                f"fn: expected {shape[0]} x {len(self.classes)} scores (classes names {len(self.classes)}), "
+        given = pixels if self.preprocess is None else self.preprocess(pixels)
+        try:
+            scores = self.fn(given)
+        except RuntimeError as error:
+            if hint := self._precision_hint(error, given.dtype):
+                raise ValueError(hint) from error
+            raise
+        self._check(scores, shape[0], pixels.requires_grad and torch.is_grad_enabled())
+        return scores
+
+    def _precision_hint(self, error: RuntimeError, given: torch.dtype) -> str | None:
+        """What to do, if weights have another precision than the pixels and that may be why `fn` failed."""
+        weights = [] if self.module is None else self.module.parameters()
+        others = sorted({str(w.dtype) for w in weights if w.is_floating_point()} - {str(given)})
+        # Running out of memory is a kind of RuntimeError. What torch says of precision names types.
+        if type(error) is not RuntimeError or not others or "type" not in str(error):
+            return None
+        return (
+            f"fn: expected weights of the pixels' {given}, got {', '.join(others)} ({error}); call .float() "
+            f"on the module, or give the network preprocess=lambda x: x.to({others[0]})"
+        )
+
+    def _check(self, scores, batch: int, differentiable: bool) -> None:
+        if not isinstance(scores, Tensor) or not scores.is_floating_point() or scores.is_meta:
+            kind = f"{scores.dtype} tensor" if isinstance(scores, Tensor) else type(scores).__name__
+            kind += " without values, on device meta" if isinstance(scores, Tensor) and scores.is_meta else ""
+            raise ScoresError(f"fn: expected a tensor of float scores, got a {kind}; wrap it to give those")
+        if tuple(scores.shape) != (batch, len(self.classes)):
+            raise ScoresError(
+                f"fn: expected {batch} x {len(self.classes)} scores (classes names {len(self.classes)}), "
                 f"got shape {tuple(scores.shape)}"
             )
-        return scores
+        # A logit of -inf says that a class is impossible; not all of them can be.
+        if not (scores < torch.inf).all() or not (scores > -torch.inf).any(dim=1).all():
+            raise ScoresError(f"fn: expected finite scores, got {scores.detach().flatten().tolist()[:8]}")
+        if differentiable and not scores.requires_grad:
+            raise ScoresError(CUT_OFF)
 
     def probabilities(
         self, pixels: Float[Tensor, "batch 3 time height width"]
@@ -134,7 +179,7 @@ class Network:
         scores = self(pixels)
         return scores.clamp_min(1e-12).log() if self.output == "probability" else scores.log_softmax(dim=1)
 
-    def index(self, label: str | int) -> int:
+    def index(self, label: str | SupportsIndex) -> int:
         """Number of a class, given its name (case does not matter) or its number.
 
         Raises:
@@ -148,9 +193,10 @@ class Network:
             near = [self.classes[lowered.index(c)] for c in close]
             hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"it has {_some(self.classes)}"
             raise ValueError(f"target: {self.name} has no class {label!r}; {hint}")
-        if isinstance(label, bool) or not 0 <= label < len(self.classes):
+        whole = isinstance(label, SupportsIndex) and not isinstance(label, bool)
+        if not whole or not 0 <= operator.index(label) < len(self.classes):
             raise ValueError(f"target: expected 0..{len(self.classes) - 1} or a class name, got {label!r}")
-        return int(label)
+        return operator.index(label)
 
     def __repr__(self) -> str:
         return f"Network({self.name!r}, {len(self.classes)} classes, {self.output})"
