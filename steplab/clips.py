@@ -33,6 +33,9 @@ _LEAP = 48
 _LARGEST = 2**26
 
 
+_HIDING = ("libvpx", "libvpx-vp9", "vp8", "vp9", "av1", "libdav1d", "libaom-av1")  # with packets never shown
+
+
 class ClipError(ValueError):
     """A video that cannot be read or written, or numbers that are not a clip; the message says why."""
 
@@ -151,12 +154,14 @@ def read_clip(
             pictures, times, damaged = _decode(*task)
         except _Astray:
             pictures, times, damaged = _decode(*task, leap=False)
+        damaged = max(damaged, table.missing if start is None and stop is None else 0)
     except (av.error.FFmpegError, OSError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ClipError(f"{path.name}: not a video that can be read ({reason})") from error
     if damaged:
         warnings.warn(
-            f"{path.name}: {damaged} frames could not be decoded; their neighbours stand in", stacklevel=2
+            f"{path.name}: {damaged} frames are missing or could not be decoded; their neighbours stand in",
+            stacklevel=2,
         )
     return Clip(torch.stack(pictures, 1), torch.tensor(times, dtype=torch.float32), path.name)
 
@@ -176,8 +181,10 @@ class _Index:
     end: float  # where the last frame stops being shown
     step: float  # usual time between frames
     packets: int
+    missing: int  # frames that the header or gaps between time stamps tell of, and no packet holds
     declared: int  # frames the header claims; 0 if it makes no claim
     duration: float  # seconds the header claims for the picture; 0 if it makes no claim
+    codec: str
     aspect: float  # width of a pixel over its height
     closed: bool  # whether the file ends as its format demands
     times: np.ndarray  # presentation time of every frame, rising
@@ -235,7 +242,7 @@ def _video_stream(container, path: Path):
         size = f"{stream.width} × {stream.height} pixels a frame"
         raise ClipError(f"{path.name}: {size}, expected at most {_LARGEST}; make it smaller first")
     stream.codec_context.options = {"max_pixels": str(_LARGEST)}  # frames may be larger than the header says
-    stream.thread_type = "AUTO"
+    stream.thread_type = "NONE"  # a forked process that frees a decoder waits for its threads for ever
     return stream
 
 
@@ -245,10 +252,13 @@ def _index(path: Path) -> _Index:
         stream = _video_stream(container, path)
         base = float(stream.time_base or Fraction(1, 25))
         rate = float(stream.average_rate or stream.guessed_rate or 25)
-        times, keys, last = [], [], 0.0
+        times, keys, last, empty = [], [], 0.0, 0
         for packet in container.demux(stream):
             stamp = packet.pts if packet.pts is not None else packet.dts
             if packet.size == 0 or packet.is_discard:
+                empty += (
+                    packet.dts is not None
+                )  # the frame before is shown on; the last packet of all is none
                 continue
             times.append(len(times) / rate if stamp is None else stamp * base)
             if packet.is_keyframe:
@@ -266,13 +276,20 @@ def _index(path: Path) -> _Index:
             if "matroska" in container.format.name:  # counts from 0, not from the first frame
                 duration -= times[0]
         pixel = stream.codec_context.sample_aspect_ratio
+        end = times[-1] - times[0] + (last or step)
+        missing = [stream.frames - len(times) - empty, (duration - end) / step if duration else 0, 0]
+        regular = np.abs(steps / step - 1) < 0.1
+        if len(steps) > 8 and regular.mean() > 0.9 and not empty:  # a gap is no pause of a slide show
+            missing[2] = float(np.sum(np.round(steps / step) - 1, where=steps > 1.5 * step))
         return _Index(
             origin=times[0],
-            end=times[-1] - times[0] + (last or step),
+            end=end,
             step=step,
             packets=len(times),
+            missing=max(0, round(max(missing))),
             declared=stream.frames or 0,
             duration=duration,
+            codec=stream.codec_context.name,
             aspect=float(pixel) if pixel and 0.2 < pixel < 5 else 1.0,
             closed=container.format.name != "gif" or _last_bytes(path).endswith(b";"),
             times=np.array(times) - times[0],
@@ -292,7 +309,8 @@ def _decode(path: Path, table: _Index, middles: np.ndarray, convert: Callable, l
     """
     pictures, times = [], []
     previous = None  # (frame, time): the last frame decoded, on show until the next begins
-    seen = failed = spoilt = expected = 0  # frames; packets that fail; frames patched up; frames there are
+    seen = failed = expected = 0  # frames; packets that fail; frames there are
+    spoilt = 0 if len(table.keys) else table.packets  # frames without what they build on
     landing = first = time = -1.0  # the key frame leapt to; first and last frame decoded since
 
     def take(frame, time):
@@ -306,7 +324,7 @@ def _decode(path: Path, table: _Index, middles: np.ndarray, convert: Callable, l
         while len(times) < len(middles) and time < np.inf:
             key = table.leap(time, middles[len(times)]) if leap else None
             if key is not None:
-                container.seek(round((key + table.origin) / stream.time_base), stream=stream)
+                container.seek(round((key + table.origin) / float(stream.time_base or 1)), stream=stream)
                 expected += table.between(first, time) if first >= 0 else 0
                 landing, first, previous = key, -1.0, None
             for frame, failure in _frames(container, stream):
@@ -321,7 +339,7 @@ def _decode(path: Path, table: _Index, middles: np.ndarray, convert: Callable, l
                 if first < 0:
                     if landing >= 0 and now > landing + 1e-6:
                         raise _Astray
-                    first = now
+                    first = now if landing >= 0 else 0.0
                 time = now
                 seen += 1
                 spoilt += frame.is_corrupt
@@ -337,10 +355,10 @@ def _decode(path: Path, table: _Index, middles: np.ndarray, convert: Callable, l
     if seen == 0:
         raise ClipError(f"{path.name}: holds {table.packets} frames, none of which can be decoded")
     expected += table.between(max(first, 0.0), time)
-    if table.declared:  # else some packets may rightly show nothing
-        failed = max(failed, min(expected, table.declared) - seen)
+    if table.declared or table.codec not in _HIDING:
+        failed = max(failed, min(expected, table.declared or expected) - seen)
     if failed + spoilt > _TOLERANCE * expected + 1:
-        raise ClipError(f"{path.name}: damaged: of {expected} frames {seen - spoilt} can be decoded")
+        raise ClipError(f"{path.name}: damaged: of {expected} frames {max(seen - spoilt, 0)} can be decoded")
     while len(times) < len(middles):
         if previous is None:
             raise _Astray
@@ -394,7 +412,9 @@ def _mirrored(frame) -> bool:
 def _to_pixels(frame, aspect: float, size: int, fit: str) -> Float[Tensor, "3 size size"]:
     """One decoded frame as an upright square of RGB in [0, 1]."""
     to = _Layout.of(frame, aspect, size, fit)
-    picture = frame.to_ndarray(format="rgb24", width=to.width, height=to.height, interpolation="AREA")
+    picture = frame.to_ndarray(
+        format="rgb24", width=to.width, height=to.height, interpolation="AREA", threads=1
+    )
     if _mirrored(frame):  # which also counts as a half turn
         picture = picture[::-1]
     picture = np.rot90(picture, to.turns).copy()

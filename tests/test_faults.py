@@ -95,6 +95,21 @@ class Counting(nn.Module):
         return x
 
 
+class Overwriting(nn.Module):
+    """Writes into one weight at every call and replaces another."""
+
+    def __init__(self):
+        super().__init__()
+        self.written, self.replaced = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        y = x * self.written.clone() * self.replaced
+        with torch.no_grad():
+            self.written.copy_(self.written * 1.001)
+        self.replaced = nn.Parameter(self.replaced.detach() * 0.999, requires_grad=False)
+        return y
+
+
 class Poison(torch.autograd.Function):
     """Sound numbers, whose gradient is NaN."""
 
@@ -177,6 +192,7 @@ FAULTS = {
     "in training mode": lambda m: small(m, nn.Dropout(0.9), wrap=training),
     "ReLU in place": lambda m: small(m, wrap=in_place),
     "counts in buffers": lambda m: small(m, Counting()),
+    "overwrites its weights": lambda m: small(m, Overwriting()),
     "not repeatable": lambda m: small(m, Spot(noisy)),
     "shares weights": lambda m: small(m, twin(m), wrap=sharing),
     "recurrent": lambda m: small(m, kind=Remembering),
@@ -500,3 +516,31 @@ def test_every_boundary_draws_the_whole_frame(boundary, size):
         assert torch.autograd.gradcheck(generator.whole, seeds)
     if boundary == "padded":
         assert whole.shape[2] >= size + 2 * generator.margin, "a margin below the frame as well as above"
+
+
+def test_what_was_found_before_a_fault_is_kept():
+    """The third ratio meets NaN: two masks are there, and the message says when."""
+    calls = 1 + 2 * (6 + 1) + 3  # the clip itself, two searches with their ends, and into the third
+    network = small("step", spoil=Spot(lambda x, n: x * (torch.nan if n >= calls else 1)))
+    clip = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(0))
+    ask = {"preset": "smoke", "progress": False, "iterations": 6}
+    with pytest.raises(ValueError, match=r"finite scores.* in iteration 3 of 6, ratio 0.3") as error:
+        explain(network, clip, 0, "ep3d", (0.1, 0.2, 0.3), **ask)
+    (found,) = error.value.results
+    assert found.ratios == (0.1, 0.2) and found.interrupted
+    alone = explain(small("step"), clip, 0, "ep3d", (0.1, 0.2), **ask)
+    assert torch.equal(found.masks, alone.masks)
+
+
+@pytest.mark.parametrize(
+    "wrong, meant",
+    [
+        ({"method": "stepp"}, "step"),
+        ({"preset": "leson"}, "lesson"),
+        ({"reward_weigth": 1.0}, "reward_weight"),
+    ],
+)
+def test_names_that_look_alike_are_suggested(wrong, meant):
+    clip = torch.rand(3, *SIZE)
+    with pytest.raises(ValueError, match=f"did you mean .*'{meant}'"):
+        explain(small("step"), clip, 0, progress=False, **wrong)

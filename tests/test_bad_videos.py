@@ -1,0 +1,104 @@
+"""Bad videos give the right frames or a ClipError in words; no crash, no long wait."""
+
+import os
+import re
+import time
+import warnings
+
+import pytest
+import torch
+from bad_videos import CONTAINERS, KINDS, by_number, corrupted, film
+
+from steplab.clips import ClipError, _decode, _index, _to_pixels, read_clip
+
+SOAK = "STEPLAB_SOAK" in os.environ  # `make soak`: 2,000 corruptions of each container
+FRAMES = 8
+
+
+def read(path, **ask):
+    """(clip or None, what was said, warnings)."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            clip = read_clip(path, FRAMES, 16, **ask)
+        except ClipError as error:
+            return None, str(error), []
+    return clip, "", [str(w.message) for w in caught]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_right_frames_or_a_clear_refusal(name, tmp_path):
+    kind = KINDS[name]
+    path, start = kind.make(tmp_path), time.perf_counter()
+    clip, refused, said = read(path, **kind.ask)
+    assert time.perf_counter() - start < 20, "took too long"
+    if clip is None:
+        assert kind.shows is None, refused
+        assert refused and (
+            path.name in refused or str(path)[:20] in refused or repr(str(path))[1:20] in refused
+        )
+        if kind.refused:
+            assert re.search(kind.refused, refused), refused
+        return
+    assert not kind.refused, "a clip where a refusal was due"
+    assert clip.pixels.shape == (3, FRAMES, 16, 16) and torch.isfinite(clip.pixels).all()
+    if kind.shows is None and said:
+        return
+    seen = clip.pixels.mean((0, 2, 3))
+    shows = kind.shows or by_number()
+    expected = torch.tensor([shows(float(t)) for t in clip.times])
+    assert (seen - expected).abs().max() < kind.within, (seen, expected, clip.times)
+    assert len(set(clip.times.tolist())) == min(FRAMES, kind.count), clip.times
+    assert not said, said
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "webm", "gif", "ts", "mpg"])
+@pytest.mark.parametrize("options", [{"g": "12"}, {"g": "25", "bf": "2"}], ids=["plain", "b-frames"])
+def test_leaping_to_key_frames_shows_what_decoding_everything_shows(suffix, options, tmp_path):
+    codec = {"ts": "libx264", "mpg": "mpeg2video", "mkv": "libx264"}.get(suffix)
+    if suffix in ("gif", "webm"):
+        options = {"g": options["g"]}
+    path = film(tmp_path / f"a.{suffix}", 400, (32, 32), codec=codec, options=options, texture=True)
+    table = _index(path)
+    middles = torch.linspace(0.5, table.end - 0.5, 5).double().numpy()
+
+    def small(frame):
+        return _to_pixels(frame, 1.0, 16, "crop")
+
+    clip = read_clip(path, 5, 16)
+    whole = _decode(path, table, (torch.arange(5).double().numpy() + 0.5) * table.end / 5, small, leap=False)
+    assert torch.equal(clip.pixels, torch.stack(whole[0], 1))
+    assert clip.times.tolist() == torch.tensor(whole[1], dtype=torch.float32).tolist()
+    assert any(table.leap(0.0, float(m)) is not None for m in middles) or len(table.keys) < 3, "never leaps"
+
+
+# Wrong clips that nobody is told of, at most so many of sixty: what has no checksum in its container can say
+# something else and look whole. docs/reliability.md has the figures of 2,000.
+BOUNDS = {"mp4": 3, "avi": 3, "mkv": 27, "webm": 20, "gif": 32}
+
+
+@pytest.mark.parametrize("suffix", CONTAINERS)
+def test_random_corruptions(suffix, tmp_path, record_property):
+    count = 2000 if SOAK else 60
+    path = film(tmp_path / f"a.{suffix}", texture=True)
+    data, bad = path.read_bytes(), tmp_path / f"b.{suffix}"
+    right = read_clip(path, FRAMES, 16)
+    outcomes = dict.fromkeys(("right", "refused", "told", "silently wrong"), 0)
+    slowest = 0.0
+    for seed in range(count):
+        bad.write_bytes(corrupted(data, seed))
+        start = time.perf_counter()
+        clip, _, said = read(bad)
+        slowest = max(slowest, time.perf_counter() - start)
+        if clip is None:
+            outcomes["refused"] += 1
+        elif (
+            (clip.pixels - right.pixels).abs().mean((0, 2, 3)).max() < 0.02
+            and (clip.times - right.times).abs().max() < 0.05
+        ):  # fmt: skip
+            outcomes["right"] += 1
+        else:
+            outcomes["told" if said else "silently wrong"] += 1
+    print(f"{suffix}, {count} corruptions: {outcomes}, slowest {slowest:.1f} s")
+    assert sum(outcomes.values()) == count and slowest < 20
+    assert outcomes["silently wrong"] <= BOUNDS[suffix] * count / 60, outcomes
