@@ -32,7 +32,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
 .DEFAULT_GOAL := help
-.PHONY: help lab tables train bench test book release grade
+.PHONY: help lab tables train bench test soak book release grade
 .DELETE_ON_ERROR:
 
 help:
@@ -44,6 +44,7 @@ help:
 	@echo "make train    train the small networks anew (NETWORKS=name ...)"
 	@echo "make bench    measure the engine's speed on this machine"
 	@echo "make test     lint, types, tests, notebooks (ARGS=... for pytest)"
+	@echo "make soak     long campaigns against bad videos, files and networks; writes docs/reliability.md"
 	@echo "All of them build .venv when it is missing or out of date. Main job: $(BIN)/steplab explain VIDEO"
 
 $(BIN)/python:
@@ -108,3 +109,10 @@ test: $(TEST)
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/pyright
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+soak: $(TEST)
+	@echo "Trying thousands of bad videos, files and networks ..."
+	@mkdir -p runs && rm -f runs/figures.jsonl
+	@STEPLAB_SOAK=1 STEPLAB_FIGURES=runs/figures.jsonl $(BIN)/python -m pytest -n 2 \
+		tests/test_bad_videos.py tests/test_files.py tests/test_faults.py
+	@$(BIN)/python tests/reliability.py runs/figures.jsonl

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 import av
@@ -248,7 +249,7 @@ def interactive(rounds: int, threads: int) -> tuple[list[str], list, dict]:
         )
     )
     record, times = sl.Stage("action", split="test", seed=5)[0], {}
-    for family in ("r2plus1d", "vgg16lstm"):
+    for family, preset in product(("r2plus1d", "vgg16lstm"), ("quick", "lesson")):
         network, useful = sl.load_network(f"stage-action-{family}"), []
 
         def seen(state, useful=useful):
@@ -256,10 +257,11 @@ def interactive(rounds: int, threads: int) -> tuple[list[str], list, dict]:
                 useful.append(time.perf_counter())
 
         start = time.perf_counter()
-        result = sl.explain(network, record.clip, record.label, ratios=(0.1,), callback=seen, progress=False)
+        ask = {"ratios": (0.1,), "preset": preset, "callback": seen, "progress": False}
+        result = sl.explain(network, record.clip, record.label, **ask)
         end = time.perf_counter()
         count = int(np.isfinite(result.history["energy"]).sum())
-        times[family] = (useful[0] - start if useful else float("nan"), end - start, count)
+        times[f"{family}, {preset}"] = (useful[0] - start if useful else float("nan"), end - start, count)
     canvas = Canvas(record.clip.pixels, 3, true_mask=record.mask, segment=record.segment)
     mask = record.mask.float()
     (frames,) = median_ms(rounds, lambda: [encode(f, "jpeg") for f in canvas.panel(mask)])
@@ -272,10 +274,11 @@ def interactive(rounds: int, threads: int) -> tuple[list[str], list, dict]:
         f"{all_of_it - empty:.2f} s. Sixteen frames of another mask, drawn and encoded: {frames:.0f} ms.",
         "",
     ]
-    first, last = (max(t[k] for t in times.values()) for k in (0, 1))
+    quick = [t for name, t in times.items() if name.endswith("quick")]
+    first, last = (max(t[k] for t in quick) for k in (0, 1))
     goals = [
-        goal("first useful mask", "≤ 1.5 s", f"{first:.1f} s", first <= 1.5),
-        goal("finished mask", "≤ 5 s", f"{last:.1f} s", last <= 5),
+        goal("first useful mask (quick)", "≤ 1.5 s", f"{first:.1f} s", first <= 1.5),
+        goal("finished mask (quick)", "≤ 5 s", f"{last:.1f} s", last <= 5),
         goal("`import steplab`", "≤ 2.5 s", f"{package - empty:.2f} s", package - empty <= 2.5),
         goal("frames of another mask, ready to be sent", "< 100 ms", f"{frames:.0f} ms", frames < 100),
     ]
@@ -311,7 +314,10 @@ def decoding(rounds: int, threads: int) -> tuple[list[str], list, dict]:
         for frames in (250, 2500, 10000):
             path = Path(folder) / f"{frames}.mp4"
             long_video(path, frames)
-            ours, everything = median_ms(3, lambda p=path: read_clip(p), lambda p=path: decode_all(p))
+            (ours,) = median_ms(5, lambda p=path: read_clip(p))
+            start = time.perf_counter()
+            decode_all(path)
+            everything = 1000 * (time.perf_counter() - start)
             rows.append((frames, f"{ours:.0f}", f"{everything:.0f}", f"{everything / ours:.1f}"))
             found[frames] = {"read_clip_ms": ours, "decode_all_ms": everything}
     lines = table("frames of 320 × 240 | 16 frames by `read_clip`, ms | all frames, ms | times faster", rows)

@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         help="parts to keep (default: 0.02,0.05,0.1,0.2)",
     )
     explain.add_argument(
-        "--preset", default="lesson", help="smoke, lesson, paper or released (default: lesson)"
+        "--preset", default="lesson", help="smoke, quick, lesson, paper or released (default: lesson)"
     )
     explain.add_argument("--perturbation", help="blur, pyramid, fade-mean, fade-black or fade-grey")
     explain.add_argument(

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import inspect
+import json
 import os
 from pathlib import Path
 
@@ -62,6 +63,18 @@ def _check_shapes():
 
 if importlib.util.find_spec("beartype"):
     _check_shapes()
+
+
+@pytest.fixture
+def promise():
+    """Puts a promise and the figure behind it on record, where STEPLAB_FIGURES names a file (`make soak`)."""
+
+    def note(what: str, figure: str) -> None:
+        if path := os.environ.get("STEPLAB_FIGURES"):
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps([what, figure]) + "\n")
+
+    return note
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,14 @@ def test_right_frames_or_a_clear_refusal(name, tmp_path):
     assert not said, said
 
 
+def test_there_are_kinds_enough(promise):
+    refused = sum(bool(kind.refused) for kind in KINDS.values())
+    shown = sum(kind.shows is not None for kind in KINDS.values())
+    told = f"{len(KINDS)}: {refused} refused, {shown} read, the others refused, read in full or warned about"
+    promise("Kinds of bad videos, each with the right frames or a ClipError in words", told)
+    assert len(KINDS) >= 40 and refused > 10 and shown > 20
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "webm", "gif", "ts", "mpg"])
 @pytest.mark.parametrize("options", [{"g": "12"}, {"g": "25", "bf": "2"}], ids=["plain", "b-frames"])
 def test_leaping_to_key_frames_shows_what_decoding_everything_shows(suffix, options, tmp_path):
@@ -78,7 +86,7 @@ BOUNDS = {"mp4": 3, "avi": 3, "mkv": 27, "webm": 20, "gif": 32}
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
-def test_random_corruptions(suffix, tmp_path, record_property):
+def test_random_corruptions(suffix, tmp_path, promise):
     count = 2000 if SOAK else 60
     path = film(tmp_path / f"a.{suffix}", texture=True)
     data, bad = path.read_bytes(), tmp_path / f"b.{suffix}"
@@ -99,6 +107,9 @@ def test_random_corruptions(suffix, tmp_path, record_property):
             outcomes["right"] += 1
         else:
             outcomes["told" if said else "silently wrong"] += 1
-    print(f"{suffix}, {count} corruptions: {outcomes}, slowest {slowest:.1f} s")
+    told = ", ".join(f"{n:,} {what}" for what, n in outcomes.items())
+    promise(
+        f"Random corruptions of a {suffix}: no crash, no hang", f"{count:,}: {told}; slowest {slowest:.1f} s"
+    )
     assert sum(outcomes.values()) == count and slowest < 20
     assert outcomes["silently wrong"] <= BOUNDS[suffix] * count / 60, outcomes

@@ -518,6 +518,18 @@ def test_every_boundary_draws_the_whole_frame(boundary, size):
         assert whole.shape[2] >= size + 2 * generator.margin, "a margin below the frame as well as above"
 
 
+def test_no_method_and_no_fault_is_forgotten(promise):
+    refused = sum(len(methods) for methods, _ in REFUSED.values())
+    cases = len(EVERY) * len(FAULTS)
+    promise(
+        "Networks with a fault, each with each method: a right answer or a refusal in words, and the network "
+        "as it was to the bit",
+        f"{len(FAULTS)} faults x {len(EVERY)} methods = {cases}: {refused} refused, {cases - refused} work",
+    )
+    assert not {*METHODS, *BASELINES} - set(EVERY)
+    assert not {*REFUSED, *HARMLESS} - set(FAULTS)
+
+
 def test_what_was_found_before_a_fault_is_kept():
     """The third ratio meets NaN: two masks are there, and the message says when."""
     calls = 1 + 2 * (6 + 1) + 3  # the clip itself, two searches with their ends, and into the third
