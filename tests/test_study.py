@@ -19,7 +19,7 @@ from steplab.faithfulness import randomised, similarity
 from steplab.networks import Affine, Network
 from steplab.study import METRICS, Study, compare, explain_once, orderings, pivot, summary
 
-ASK = {"preset": "smoke", "iterations": 3, "ratios": (0.2,)}
+ASK = {"preset": "smoke", "iterations": 3, "ratios": (0.1,)}
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def record(name, known=True):
 def grid(network, tmp_path):
     def make(records=None, methods=("ep3d",), metrics=("S-PT",), **more):
         given = [record("a"), record("b")] if records is None else list(records)
-        ask = {"ratios": (0.2,), "preset": "smoke", "iterations": 3, "store": tmp_path, **more}
+        ask = {"ratios": (0.1,), "preset": "smoke", "iterations": 3, "store": tmp_path, **more}
         return Study(given, ask.pop("networks", {"eye": network}), methods, metrics, **ask)
 
     return make
@@ -153,7 +153,7 @@ def test_the_table_has_a_row_for_each_cell_and_metric(grid, network, monkeypatch
     ] * 4
     assert set(table.label) == {"other"} and set(table.dataset) == {"noise"} and set(table.error) == {""}
     # by hand: the same call gives the same number
-    ask = {"ratios": (0.2,), "preset": "smoke", "iterations": 3, "core_padding": "none", "progress": False}
+    ask = {"ratios": (0.1,), "preset": "smoke", "iterations": 3, "core_padding": "none", "progress": False}
     torch.set_num_threads(1)
     by_hand = explain(network, record("b").clip, 1, "step", seed=zlib.crc32(b"5 b"), **ask)
     torch.set_num_threads(threads)
@@ -282,7 +282,7 @@ def test_nonsense_is_refused_at_once_by_run(grid, ask):
 
 def test_each_metric_measures_what_it_says(network):
     one = record("a")
-    result = explain(network, one.clip, 1, "ep3d", (0.2, 0.3), "smoke", progress=False, iterations=5)
+    result = explain(network, one.clip, 1, "ep3d", (0.05, 0.1), "smoke", progress=False, iterations=5)
     assert isinstance(result, Explanation)
     peak = torch.zeros(7, 14, 14)
     peak[3, 5, 5] = 1
@@ -299,7 +299,7 @@ def test_each_metric_measures_what_it_says(network):
     assert got["smallest ratio"] == again.ratio
     assert got["frames"] == pytest.approx(metrics.frames_in_use(one.mask.float()))
     _, strange = next(randomised(network, stops=1))
-    theirs = explain(strange, one.clip, 1, "ep3d", (0.2, 0.3), "smoke", progress=False, iterations=5)
+    theirs = explain(strange, one.clip, 1, "ep3d", (0.05, 0.1), "smoke", progress=False, iterations=5)
     assert isinstance(theirs, Explanation)
     assert got["randomised"] == similarity(peak, theirs.heatmap)
     assert 0 <= got["deletion"] <= 1 and 0 <= got["insertion"] <= 1 and got["deletion"] != got["insertion"]
