@@ -72,7 +72,7 @@ def study(store: Path | str, *extra: Record, **changes) -> Study:
     }
     network = "test_study_survives:make_network"
     return Study(
-        records, network, ratios=(0.2,), preset="smoke", store=store, name="tiny", iterations=12, **ask
+        records, network, ratios=(0.1,), preset="smoke", store=store, name="tiny", iterations=12, **ask
     )
 
 
