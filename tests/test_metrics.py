@@ -307,7 +307,7 @@ def test_null_networks_know_nothing_and_differ():
     assert not torch.equal(one.probabilities(x), other.probabilities(x))
     blind = metrics.null_network(size, signal=0).probabilities(x)
     assert torch.equal(blind, torch.full((2, 2), 0.5))
-    found = explain(one, x[0], ratios=(0.2,), preset="smoke", progress=False, iterations=2)
+    found = explain(one, x[0], ratios=(0.1,), preset="smoke", progress=False, iterations=2)
     assert torch.isfinite(found.masks).all()
 
 
