@@ -31,9 +31,8 @@ _TOLERANCE = 0.1
 _LEAP = 48
 # Pixels of the largest frame that is decoded, twice an 8K one: a file of 60 bytes may claim 4 billion.
 _LARGEST = 2**26
-
-
-_HIDING = ("libvpx", "libvpx-vp9", "vp8", "vp9", "av1", "libdav1d", "libaom-av1")  # with packets never shown
+# Codecs with packets that are never shown.
+_HIDING = ("libvpx", "libvpx-vp9", "vp8", "vp9", "av1", "libdav1d", "libaom-av1")
 
 
 class ClipError(ValueError):
@@ -256,9 +255,7 @@ def _index(path: Path) -> _Index:
         for packet in container.demux(stream):
             stamp = packet.pts if packet.pts is not None else packet.dts
             if packet.size == 0 or packet.is_discard:
-                empty += (
-                    packet.dts is not None
-                )  # the frame before is shown on; the last packet of all is none
+                empty += packet.dts is not None  # the frame before stays on show; no time: the file's end
                 continue
             times.append(len(times) / rate if stamp is None else stamp * base)
             if packet.is_keyframe:

@@ -1,9 +1,9 @@
 """Every constant of the method and of the baselines, and the named sets of them: methods and presets."""
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .names import nearest
 from .perturb import KINDS
 
 PAPER_SEEDS = 16 * 16 * 16
@@ -184,13 +184,6 @@ PRESETS: dict[str, dict] = {
         "core_start": 100,
     },
 }
-
-
-def nearest(word: object, known: Iterable[str]) -> str:
-    """The end of a refusal: those of `known` that look like `word`, in any case; or nothing."""
-    names = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(str(word).lower(), names, n=5, cutoff=0.5)
-    return f"; did you mean {', '.join(repr(names[c]) for c in close)}?" if close else ""
 
 
 def config_class(method: str) -> type[StepConfig] | type[AttributionConfig]:

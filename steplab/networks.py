@@ -10,7 +10,6 @@ Names: `stage-<task>-<family>` (small, trained on the stage, shipped), `kinetics
 Your own: "my_module:make_network".
 """
 
-import difflib
 import hashlib
 import importlib
 import json
@@ -28,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import pretrained
+from .names import nearest
 from .narrow import NarrowR2Plus1D, NarrowVGG16LSTM
 from .r2plus1d import R2Plus1D18
 from .vgg_lstm import VGG16LSTM
@@ -189,10 +189,8 @@ class Network:
             lowered = [c.lower() for c in self.classes]
             if label.lower() in lowered:
                 return lowered.index(label.lower())
-            close = difflib.get_close_matches(label.lower(), lowered, n=5, cutoff=0.5)
-            near = [self.classes[lowered.index(c)] for c in close]
-            hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"it has {_some(self.classes)}"
-            raise ValueError(f"target: {self.name} has no class {label!r}; {hint}")
+            hint = nearest(label, self.classes) or f"; it has {_some(self.classes)}"
+            raise ValueError(f"target: {self.name} has no class {label!r}{hint}")
         whole = isinstance(label, SupportsIndex) and not isinstance(label, bool)
         if not whole or not 0 <= operator.index(label) < len(self.classes):
             raise ValueError(f"target: expected 0..{len(self.classes) - 1} or a class name, got {label!r}")
@@ -283,11 +281,8 @@ def load_network(name_or_path: str | Path) -> Network:
     if re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", name):
         return _load_own(*name.split(":"))
     known = available_networks()
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
-    raise ValueError(
-        f"name_or_path: no network {name!r}, and no such file; {hint}, or my_module:make_network"
-    )
+    hint = nearest(name, known) or f"; known: {', '.join(known)}"
+    raise ValueError(f"name_or_path: no network {name!r}, and no such file{hint}, or my_module:make_network")
 
 
 def save_network(

@@ -6,7 +6,6 @@ The cell is tagged `parameters`; each line says `name: type = value  # meaning`.
 """
 
 import ast
-import difflib
 import io
 import json
 import tokenize
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .comparison import TableError
+from .names import nearest
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
@@ -106,10 +106,8 @@ def check_parameters(paths: Iterable[Path], given: Mapping[str, Any]) -> dict[Pa
     names = sorted({name for declared in known.values() for name in declared})
     for name, value in given.items():
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             where = f"{next(iter(known)).stem} has no" if len(known) == 1 else "no notebook has"
-            raise TableError(f"parameters: {where} {name!r}, expected one of {names}{hint}")
+            raise TableError(f"parameters: {where} {name!r}, expected one of {names}{nearest(name, names)}")
         for path, declared in known.items():
             if name in declared and not _fits(value, declared[name]):
                 kind = declared[name].type
@@ -149,8 +147,7 @@ def find_notebooks(names: Iterable[str] = (), folder: Path = NOTEBOOKS) -> list[
             None,
         )
         if path is None:
-            near = difflib.get_close_matches(name, [p.stem for p in here], 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {[p.stem for p in here]}"
-            raise TableError(f"notebooks: no {name!r}; {hint}")
+            known = [p.stem for p in here]
+            raise TableError(f"notebooks: no {name!r}{nearest(name, known) or f'; expected one of {known}'}")
         found.append(path)
     return found

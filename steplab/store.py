@@ -29,7 +29,7 @@ _METRICS = ("faithfulness", "metrics", "training")
 _ASIDE = (
     "__init__ __main__ cells charts checks comparison datasets drawing epic figures files finetune folders"
 )
-_ASIDE += " live painting parameters processes saving sketch splices stage store study summaries tables"
+_ASIDE += " live names painting parameters processes saving sketch splices stage store study summaries tables"
 _ASIDE += " toys ucf101 widgets"
 _ABANDONED = 3600.0  # seconds after which an unfinished file's writer must be dead
 _MOST_HELD = 2**30  # bytes kept in memory for a disk that is full

@@ -8,7 +8,7 @@ import os
 import random
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -160,7 +160,6 @@ class Kind:
     shows: Callable[[float], float] | None = None
     refused: str = ""
     within: float = 0.03
-    ask: dict = field(default_factory=dict)
     count: int = FRAMES
 
 

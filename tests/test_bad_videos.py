@@ -15,12 +15,12 @@ SOAK = "STEPLAB_SOAK" in os.environ  # `make soak`: 2,000 corruptions of each co
 FRAMES = 8
 
 
-def read(path, **ask):
+def read(path):
     """(clip or None, what was said, warnings)."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            clip = read_clip(path, FRAMES, 16, **ask)
+            clip = read_clip(path, FRAMES, 16)
         except ClipError as error:
             return None, str(error), []
     return clip, "", [str(w.message) for w in caught]
@@ -30,13 +30,11 @@ def read(path, **ask):
 def test_right_frames_or_a_clear_refusal(name, tmp_path):
     kind = KINDS[name]
     path, start = kind.make(tmp_path), time.perf_counter()
-    clip, refused, said = read(path, **kind.ask)
+    clip, refused, said = read(path)
     assert time.perf_counter() - start < 20, "took too long"
     if clip is None:
         assert kind.shows is None, refused
-        assert refused and (
-            path.name in refused or str(path)[:20] in refused or repr(str(path))[1:20] in refused
-        )
+        assert repr(path.name[:20])[1:-1] in refused or path.name in refused, "which file?"
         if kind.refused:
             assert re.search(kind.refused, refused), refused
         return

@@ -97,21 +97,27 @@ def test_variable_frame_rate_is_sampled_by_time(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "turn, matrix", [(0, (1, 0, 0, 1)), (90, (0, 1, -1, 0)), (180, (-1, 0, 0, -1)), (270, (0, -1, 1, 0))]
+    "turn, matrix",
+    [(0, (1, 0, 0, 1)), (90, (0, 1, -1, 0)), (180, (-1, 0, 0, -1)), (270, (0, -1, 1, 0))]
+    + [(180, (-1, 0, 0, 1)), (0, (1, 0, 0, -1)), (90, (0, 1, 1, 0)), (270, (0, -1, -1, 0))],  # mirrored
 )
 def test_display_matrix_is_applied(tmp_path, turn, matrix):
-    """A red left half, turned clockwise as a telephone's file asks."""
+    """A red left half with a blue upper corner, turned clockwise and mirrored as a telephone's file asks."""
     picture = np.zeros((48, 48, 3), np.uint8)
     picture[:, :24] = (255, 0, 0)
+    picture[:12, :12] = (255, 0, 255)
     path = make_video(tmp_path / "a.mp4", [picture] * 8)
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40  # version 0: the matrix lies 40 bytes into the box
     a, b, c, d = (x * 65536 for x in matrix)
     data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
-    red = read_clip(path, frames=2, size=32).pixels[0, 0]
+    red, _, blue = read_clip(path, frames=2, size=32).pixels[:, 0]
     halves = {0: red[:, :12], 90: red[:12], 180: red[:, 20:], 270: red[20:]}
     assert halves[turn].mean() > 0.9 and red.mean() < 0.6
+    x, y = matrix[0] + matrix[2] < 0, matrix[1] + matrix[3] < 0  # where the upper left corner comes to lie
+    corner = blue[slice(26, 32) if y else slice(6), slice(26, 32) if x else slice(6)]
+    assert corner.mean() > 0.8 and blue.mean() < 0.2
 
 
 def test_shorter_side_is_resized_and_the_centre_cut_out(tmp_path):
