@@ -96,14 +96,18 @@ class Lab:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             return None
 
-    def kernel_is_idle(self) -> bool:
+    def kernel_is_idle(self, name: str) -> bool:
+        """Whether the kernel of this notebook is connected and idle; another notebook's may run beside it."""
         # The server is asked: the page says idle before its kernel is even connected.
-        kernels = [session["kernel"] for session in self.ask("sessions") or []]
+        kernels = [session["kernel"] for session in self.sessions(name)]
         return bool(kernels) and all(k["execution_state"] == "idle" and k["connections"] for k in kernels)
 
-    def end_kernels(self) -> None:
-        for session in self.ask("sessions") or []:
+    def end_kernel(self, name: str) -> None:
+        for session in self.sessions(name):
             self.ask(f"sessions/{session['id']}", "DELETE")
+
+    def sessions(self, name: str) -> list[dict]:
+        return [session for session in self.ask("sessions") or [] if session["path"] == name]
 
     def close(self):
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -126,7 +130,11 @@ class Reader:
     def open(self, name: str) -> None:
         self.page.goto(f"{self.lab.base}/lab/tree/{name}?token={self.lab.token}&reset")
         self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
-        wait_for(self.lab.kernel_is_idle, "the kernel is ready", 120)
+        self.name = name
+        wait_for(self.is_idle, "the kernel is ready", 120)
+
+    def is_idle(self) -> bool:
+        return self.lab.kernel_is_idle(self.name)
 
     def menu(self, *names: str) -> None:
         for name in names:
@@ -145,7 +153,7 @@ class Reader:
 
         wait_for(lambda: done() or self.failures(), "every cell has run", PATIENCE, 0.5)
         assert not self.failures(), self.failures()
-        wait_for(self.lab.kernel_is_idle, "the kernel is idle again", 120)
+        wait_for(self.is_idle, "the kernel is idle again", 120)
 
     def failures(self) -> list[str]:
         """Texts of errors in the notebook's output."""

@@ -96,4 +96,4 @@ def test_lesson_in_a_browser(path, lab, browser, tmp_path):
         assert not reader.failures(), reader.failures()
     finally:
         reader.close(tmp_path / f"{path.stem}.png")
-        lab.end_kernels()
+        lab.end_kernel(path.name)

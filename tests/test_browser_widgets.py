@@ -55,7 +55,7 @@ def reader(lab, browser, tmp_path_factory):
     assert not reader.failures(), reader.failures()
     assert reader.page.evaluate("window.harmed") is None, "a label ran as a program"
     reader.close(tmp_path_factory.mktemp("pictures") / "widgets.png")
-    lab.end_kernels()
+    lab.end_kernel("widgets.ipynb")
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_viewer_plays_while_the_kernel_is_busy(reader, area):
     play.click()
     assert len(seen) >= 4, "frames that were shown"
     assert still_busy, "nothing is proven: the kernel had time"
-    wait_for(reader.lab.kernel_is_idle, "the kernel is idle")
+    wait_for(reader.is_idle, "the kernel is idle")
 
 
 def test_comparison_moves_both_masks(reader, area):
@@ -187,7 +187,7 @@ def test_live_starts_pauses_goes_on_and_stops(reader, area):
 
     press("start")
     wait_for(lambda: iteration() >= 10, "ten iterations")
-    assert reader.lab.kernel_is_idle(), "the notebook cannot be used meanwhile"
+    assert reader.is_idle(), "the notebook cannot be used meanwhile"
     picture = area.locator("img:visible").first
     before = picture.get_attribute("src")
     wait_for(lambda: picture.get_attribute("src") != before, "another picture of the mask")
@@ -198,7 +198,7 @@ def test_live_starts_pauses_goes_on_and_stops(reader, area):
     time.sleep(0.7)
     assert iteration() == paused
     handle(area, "learning rate").press("Home")  # × 0: the mask stands still from now on
-    wait_for(reader.lab.kernel_is_idle, "the slider has reached the kernel")
+    wait_for(reader.is_idle, "the slider has reached the kernel")
     press("go on")
     wait_for(lambda: iteration() >= paused + 10, "it goes on")
     still = reader.pictures(area)[0]
@@ -275,7 +275,7 @@ def test_saved_lesson_opens_again_with_pictures_and_runs_again(lab, browser, tmp
         notebook = json.loads(stored.read_text())
         assert "widget-view" not in stored.read_text() and "widgets" not in notebook["metadata"]
         assert count == reader.areas().count() >= 2, "in the open page widgets live on"
-        lab.end_kernels()
+        lab.end_kernel(path.name)
         reader.open(path.name)
         assert not reader.failures(), reader.failures()
         pictures = reader.page.locator(".jp-RenderedImage img:visible")
@@ -283,9 +283,9 @@ def test_saved_lesson_opens_again_with_pictures_and_runs_again(lab, browser, tmp
         assert all(p.evaluate("p => p.naturalWidth") > 300 for p in pictures.all())
         reader.menu("Kernel", "Restart Kernel and Run All Cells…")
         reader.page.locator(".jp-Dialog .jp-mod-warn").click()
-        wait_for(lambda: not lab.kernel_is_idle(), "it begins")
+        wait_for(lambda: not reader.is_idle(), "it begins")
         reader.wait_until_run(cells)
         assert reader.areas().count() == count
     finally:
         reader.close(tmp_path / "again.png")
-        lab.end_kernels()
+        lab.end_kernel(path.name)
