@@ -48,6 +48,7 @@ _SUBMODULES = frozenset(
         "losses",
         "masks",
         "metrics",
+        "names",
         "networks",
         "perturb",
         "stage",

@@ -356,8 +356,9 @@ def _deep_lift(task: _Task) -> Tensor:
     absent, pixels = task.absent(), task.differentiable()
     parts = DeepLift(task.module()).attribute(pixels, absent, task.target).detach()
     with torch.no_grad():
-        gained = float((task.scores(task.pixels) - task.scores(absent))[0, task.target])
-    if abs(float(parts.sum()) - gained) > 0.05 * max(1.0, abs(gained)):
+        scores = torch.cat([task.scores(x) for x in (task.pixels, absent)])[:, task.target]
+    gained, rounding = float(scores[0] - scores[1]), 1e-6 * float(scores.abs().max())
+    if abs(float(parts.sum()) - gained) > 0.05 * max(1.0, abs(gained)) + rounding:
         raise ValueError(
             f"method: deep-lift's parts add up to {float(parts.sum()):.3g}, expected {gained:.3g}, the score "
             f"less that of the absent clip: {task.network.name} uses a module twice, or something for which "

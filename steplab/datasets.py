@@ -22,6 +22,7 @@ from .clips import Record, placement, read_clip
 from .epic import Epic
 from .files import RUNS
 from .folders import Fault, Folders, Videos
+from .names import pick
 from .stage import TASKS, Stage
 from .ucf101 import UCF101_24, Tube, Ucf101, Video, read_ucf101_annotations  # noqa: F401
 
@@ -105,8 +106,7 @@ def networks_of(text: str, task: str) -> list[str]:
     """
     if names := text.replace(",", " ").split():
         return names
-    if task not in TASKS:
-        raise ValueError(f"task: got {task!r}, expected one of {sorted(TASKS)}")
+    pick("task", task, TASKS)
     return [f"stage-{task}-{family}" for family in ("r2plus1d", "vgg16lstm")]
 
 
@@ -132,9 +132,7 @@ def open_dataset(name: str, root: str | Path, split: str = "test", **options: An
     Raises:
         ValueError: no such name; as these.
     """
-    if name not in DATASETS:
-        raise ValueError(f"name: got {name!r}, expected one of {', '.join(DATASETS)}")
-    return DATASETS[name](root, split=split, **options)
+    return pick("name", name, DATASETS)(root, split=split, **options)
 
 
 def check(root: str | Path, name: str = "", jobs: int = 0) -> tuple[int, list[Fault]]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from .folders import SPLITS, VIDEOS, Fault, Item, Truth, Videos, draw, find
+from .names import pick
 
 # The annotations count frames at this rate whatever the camera's, and from 1: start_frame = ⌊60 seconds⌋.
 RATE = 60
@@ -68,8 +69,7 @@ class Epic(Videos):
         tasks = ("action",) if temporal else ("action", "object")
         if task not in tasks:
             raise ValueError(f"task: got {task!r}, expected {' or '.join(map(repr, tasks))}")
-        if split not in SPLITS:
-            raise ValueError(f"split: got {split!r}, expected one of {SPLITS}")
+        pick("split", split, SPLITS)
         self.root, self.task, self.temporal = Path(root), task, temporal
         info = _rows(self.root, ("EPIC_video_info.csv",), "video resolution duration")
         videos = {row["video"]: row for row in info}

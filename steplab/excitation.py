@@ -217,7 +217,9 @@ def recurrent_excitation(
             hooks.callback(handle.remove)
         with mode:
             logits = module.step_logits(pixels)
-    probability = logits.detach().softmax(-1)[..., target]
+    log_p = logits.detach().log_softmax(-1)[..., target]
     start = torch.zeros_like(logits)
-    start[..., target] = probability / probability.sum(1, keepdim=True)
+    start[..., target] = log_p.softmax(
+        1
+    )  # p of each step over their sum, also where all are too small to be held
     return seen.gradient(logits, start)

@@ -31,6 +31,7 @@ from . import figures
 from .clips import Record
 from .datasets import DATASETS, open_dataset
 from .files import write_whole
+from .names import pick
 from .narrow import NarrowR2Plus1D, NarrowVGG16LSTM
 from .networks import Affine, Network, load_network, save_network
 from .pretrained import fetch
@@ -116,8 +117,7 @@ class Recipe:
         choices = {"dataset": DATASETS, "network": NETWORKS, "optimiser": _RATES}
         choices |= {"average": ("probabilities", "losses"), "precision": ("auto", *_PRECISIONS)}
         for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}")
+            pick(name, getattr(self, name), known)
         for name in ("epochs", "batch", "size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}: got {value}, expected at least 1")

@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from . import clips
 from .clips import Clip, ClipError, Placement, Record, placement, read_clip
 from .files import write_whole
+from .names import pick
 
 VIDEOS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".gif")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -350,8 +351,7 @@ class Folders(Videos):
         rate: float = 25.0,
         **sampling: Any,
     ):
-        if split not in SPLITS:
-            raise ValueError(f"split: got {split!r}, expected one of {SPLITS}")
+        pick("split", split, SPLITS)
         parts = [p for p in (Path(root) / name for name in ("train", "test", "val")) if p.is_dir()]
         bases = parts or [Path(root)]
         wanted = [p for p in parts if split in ("all", "train" if p.name == "train" else "test")] or bases

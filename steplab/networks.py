@@ -115,7 +115,8 @@ class Network:
                 three frames is refused unless the network wants three (`frames=3`): time and colour could
                 have changed places.
             ScoresError: a ValueError; scores that are no tensor of floats, do not fit `classes`, are NaN,
-                +inf or all -inf, or carry no gradient where the pixels ask for one.
+                +inf or all -inf, are none in [0, 1] where `output` promises probabilities, or carry no
+                gradient where the pixels ask for one.
         """
         shape = tuple(pixels.shape)
         if len(shape) != 5 or shape[1] != 3:
@@ -162,6 +163,9 @@ class Network:
         # A logit of -inf says that a class is impossible; not all of them can be.
         if not (scores < torch.inf).all() or not (scores > -torch.inf).any(dim=1).all():
             raise ScoresError(f"fn: expected finite scores, got {scores.detach().flatten().tolist()[:8]}")
+        if self.output == "probability" and not ((scores >= 0) & (scores <= 1 + 1e-2)).all():
+            worst = float(scores.detach().flatten()[(scores.detach() - 0.5).abs().argmax()])
+            raise ScoresError(f"fn: expected probabilities in [0, 1], got {worst:.4g}; output='logits' fits")
         if differentiable and not scores.requires_grad:
             raise ScoresError(CUT_OFF)
 

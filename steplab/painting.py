@@ -22,6 +22,8 @@ from matplotlib.image import imsave
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .names import pick
+
 ORANGE, BLUE, SKY, GREY, INK = "#E69F00", "#0072B2", "#3FA9F5", "#8A8A8A", "#222222"
 CYCLE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")  # Okabe and Ito, 2008
 VIEWS = ("kept", "heat", "mask", "clip")
@@ -124,8 +126,7 @@ class Canvas:
         Raises:
             ValueError: an unknown view, or a mask of another shape than the clip.
         """
-        if view not in VIEWS:
-            raise ValueError(f"view: got {view!r}, expected one of {', '.join(VIEWS)}")
+        pick("view", view, VIEWS)
         canvas = self._large
         if mask is not None:
             large = _enlarge(as_masks(mask, self.pixels, "mask"), self.scale, "bilinear")[0]

@@ -112,6 +112,8 @@ def check_parameters(paths: Iterable[Path], given: Mapping[str, Any]) -> dict[Pa
             if name in declared and not _fits(value, declared[name]):
                 kind = declared[name].type
                 raise TableError(f"parameters: {path.stem}: {name}: got {value!r}, expected {kind}")
+    # The runner knows lists, and would hand a tuple over as text.
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
     return {path: {n: v for n, v in given.items() if n in declared} for path, declared in known.items()}
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from . import drawing
 from .clips import Clip, Record
+from .names import pick
 
 FRAMES, SIZE, FPS = 16, 112, 8.0
 ACTIONS = ("waves", "kicks", "sits down", "stands up", "jumps", "bows", "raises arms", "lowers arms")
@@ -60,8 +61,7 @@ class Stage(Dataset):
     def __init__(
         self, task: str, split: str = "test", seed: int = 0, length: int = 1000, nothing: bool = False
     ):
-        if task not in TASKS:
-            raise ValueError(f"task: got {task!r}, expected one of {sorted(TASKS)}")
+        pick("task", task, TASKS)
         if split not in ("train", "test"):
             raise ValueError(f"split: got {split!r}, expected 'train' or 'test'")
         if length < 1:

@@ -29,6 +29,7 @@ from .config import make_config
 from .explain import as_clips, check_ratios, explain
 from .explanation import Explanation, fingerprint, versions
 from .files import RUNS
+from .names import pick
 from .networks import Network, load_network
 from .store import Store, explanation_key, metric_key, network_facts, truth_facts
 from .summaries import compare, orderings, pivot, summary
@@ -392,8 +393,7 @@ class Study:
             ("method", method, self.methods),
             ("seed", seed, self.seeds),
         ):
-            if value not in known:
-                raise ValueError(f"{argument}: got {value!r}, expected one of {', '.join(map(str, known))}")
+            pick(argument, value, known)
         grid = self._grid([network], [self._records[name]])
         cell = next(c for c in grid if (c.method, c.seed) == (method, seed))
         if (found := self.store.explanation(cell.key, cell.record.clip)) is None:

@@ -12,6 +12,7 @@ import pandas as pd
 from .comparison import DASH, words
 from .metrics import compare as paired
 from .metrics import interval
+from .names import pick
 
 
 def summary(table: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -51,9 +52,8 @@ def compare(table: pd.DataFrame, metric: str, a: str, b: str) -> pd.DataFrame:
         ValueError: no such metric or method in the table.
     """
     values = _per_clip(table, metric)
-    if unknown := [m for m in (a, b) if m not in {method for _, _, method in values}]:
-        known = ", ".join(dict.fromkeys(table.method))
-        raise ValueError(f"method: got {unknown[0]!r}, expected one of {known}")
+    for method in (a, b):
+        pick("method", method, dict.fromkeys(name for _, _, name in values))
     rows = []
     for where in dict.fromkeys(key[:2] for key in values):
         empty = pd.Series(dtype=float)
@@ -87,7 +87,6 @@ def orderings(table: pd.DataFrame, metric: str, pairs: Iterable[tuple[str, str]]
 def _per_clip(table: pd.DataFrame, metric: str) -> dict[tuple[str, str, str], pd.Series]:
     """Mean over seeds of each clip, for each (dataset, network, method) in the table's order."""
     rows = table[table.metric == metric]
-    if rows.empty:
-        raise ValueError(f"metric: got {metric!r}, expected one of {', '.join(dict.fromkeys(table.metric))}")
+    pick("metric", metric, table.metric.unique())
     groups = rows.groupby(["dataset", "network", "method"], sort=False)
     return {tuple(key): group.groupby("clip", sort=False)["value"].mean() for key, group in groups}  # type: ignore[arg-type]

@@ -208,6 +208,7 @@ def _kernels() -> Iterator["Config"]:
 
 def _run_one(path: Path, out: Path, parameters: dict[str, Any], timeout: int) -> Run:
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     os.environ.pop("MPLBACKEND", None)  # else figures would not appear in the notebook
     notebook = read_notebook(path)
@@ -236,6 +237,8 @@ def _run_one(path: Path, out: Path, parameters: dict[str, Any], timeout: int) ->
                 )
         except papermill.PapermillExecutionError as error:
             run.error = f"{error.ename}: {error.evalue}"
+        except DeadKernelError:
+            run.error = "its kernel died: killed, most likely for want of memory"
         except RuntimeError as error:  # two kernels starting at once can race for a port
             run.error = f"{type(error).__name__}: {error}"
             if attempt == 1 and "Kernel" in str(error):
@@ -265,11 +268,13 @@ def _published(folder: Path) -> list[str]:
 
 def _stopped(notebook: dict) -> str:
     """Where an executed notebook stopped: the number shown beside the cell, and the cell's first line."""
-    for cell in notebook["cells"]:
-        if cell["metadata"].get("papermill", {}).get("status") in ("failed", "running"):
-            first = next(filter(None, map(str.strip, "".join(cell["source"]).splitlines())), "")
-            return f"cell [{cell.get('execution_count') or '*'}] {first!r}: "
-    return ""
+    by_status = {c["metadata"].get("papermill", {}).get("status"): c for c in notebook["cells"]}
+    # A cell that ran out of time, or whose kernel died, is called completed: the last of those.
+    cell = by_status.get("failed") or by_status.get("running") or by_status.get("completed")
+    if not cell:
+        return ""
+    first = next(filter(None, map(str.strip, "".join(cell["source"]).splitlines())), "")
+    return f"cell [{cell.get('execution_count') or '*'}] {first!r}: "
 
 
 def _to_html(path: Path) -> Path:

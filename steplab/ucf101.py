@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .folders import SPLITS, VIDEOS, Fault, Item, Truth, Videos, draw, find
+from .names import pick
 
 # The 24 classes of UCF101-24 in the order of their numbers.
 UCF101_24 = (
@@ -111,8 +112,7 @@ class Ucf101(Videos):
     """
 
     def __init__(self, root: str | Path, split: str = "test", **sampling: Any):
-        if split not in SPLITS:
-            raise ValueError(f"split: got {split!r}, expected one of {SPLITS}")
+        pick("split", split, SPLITS)
         self.root, self.split = Path(root), split
         self.known = read_ucf101_annotations(find(self.root, "pyannot.pkl"))
         lines = find(self.root, "testlist01.txt").read_text().splitlines()

@@ -146,14 +146,16 @@ class Reader:
         self.wait_until_run(cells)
 
     def wait_until_run(self, cells: int) -> None:
-        prompts = self.page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt")
-
         def done():
-            return sum(bool(re.search(r"\[\d+\]", p)) for p in prompts.all_inner_texts()) == cells
+            return sum(bool(re.search(r"\[\d+\]", p)) for p in self.prompts()) == cells
 
         wait_for(lambda: done() or self.failures(), "every cell has run", PATIENCE, 0.5)
         assert not self.failures(), self.failures()
         wait_for(self.is_idle, "the kernel is idle again", 120)
+
+    def prompts(self) -> list[str]:
+        """What stands beside each cell: [ ]: not run, [*]: to be run, or its number."""
+        return self.page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").all_inner_texts()
 
     def failures(self) -> list[str]:
         """Texts of errors in the notebook's output."""

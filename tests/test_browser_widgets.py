@@ -283,7 +283,7 @@ def test_saved_lesson_opens_again_with_pictures_and_runs_again(lab, browser, tmp
         assert all(p.evaluate("p => p.naturalWidth") > 300 for p in pictures.all())
         reader.menu("Kernel", "Restart Kernel and Run All Cells…")
         reader.page.locator(".jp-Dialog .jp-mod-warn").click()
-        wait_for(lambda: not reader.is_idle(), "it begins")
+        wait_for(lambda: "[*]:" in reader.prompts(), "the stored numbers give way", 120)
         reader.wait_until_run(cells)
         assert reader.areas().count() == count
     finally:

@@ -103,6 +103,8 @@ def same(a, b):
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, torch.Tensor):
+        if a.is_meta:
+            return b.is_meta and a.shape == b.shape
         return isinstance(b, torch.Tensor) and torch.equal(a, b)
     return np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
 

@@ -122,13 +122,13 @@ class Poison(torch.autograd.Function):
         return gradients[0] * torch.nan
 
 
-def small(method, spot=None, spoil=None, wrap=None, kind=None, prefix="", **more) -> Network:
+def small(method, spot=None, spoil=None, wrap=None, kind=None, prefix="", probable=False, **more) -> Network:
     """The network that suits a method, with a fault in it; `wrap` puts the module into something else."""
     kind = kind or (SmallRecurrent if method == "eb-r" else Small)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = kind(spot or nn.Identity(), spoil or nn.Identity()).eval()
-    output = "probability" if kind is SmallRecurrent else "logits"
+    output = "probability" if probable or kind is SmallRecurrent else "logits"
     wrapped = module if wrap is None else wrap(module)
     return Network(wrapped, CLASSES, output=output, target_layer=prefix + module.target_layer, **more)
 
@@ -170,6 +170,19 @@ def training(module):
 
 def in_place(module):
     module.features[2].inplace = module.features[5].inplace = True
+    return module
+
+
+def compiled_in_place(module):
+    module.compile(backend="eager")
+    return module
+
+
+def saying(module, scale, more):
+    """Scores times `scale`, plus `more`."""
+    last = module.fc8 if isinstance(module, VGGLSTM) else module.fc
+    with torch.no_grad():
+        last.weight.mul_(scale), last.bias.mul_(scale).add_(torch.tensor(more))
     return module
 
 
@@ -215,9 +228,21 @@ FAULTS = {
     "scripted": lambda m: small(m, wrap=torch.jit.script, kind=Small),
     "parallel": lambda m: small(m, wrap=nn.DataParallel, prefix="module."),
     "a plain function": lambda m: small(m, wrap=lambda module: module.forward),
+    "a plain function that detaches": lambda m: small(m, wrap=lambda module: lambda x: module(x.detach())),
+    "compiled in place": lambda m: small(m, wrap=compiled_in_place),
+    "without numbers": lambda m: small(m, wrap=lambda module: module.to("meta")),
+    "sure of the class": lambda m: small(m, wrap=lambda module: saying(module, 1, (1e6, 0, 0))),
+    "sure of another class": lambda m: small(m, wrap=lambda module: saying(module, 1, (-1e6, 0, 1e6))),
+    "all scores equal": lambda m: small(m, wrap=lambda module: saying(module, 0, (0, 0, 0))),
+    "probabilities above 1": lambda m: small(m, spoil=Spot(lambda x, _: x.exp() + 1), probable=True),
 }
 HARMLESS = {"hooks already there", "in training mode", "ReLU in place", "counts in buffers", "compiled"}
-HARMLESS |= {"scripted", "parallel", "a plain function"}  # these give what the network gives without them
+HARMLESS |= {
+    "compiled in place",
+    "scripted",
+    "parallel",
+    "a plain function",
+}  # these give what the network gives without them
 CAMS = {"grad-cam", "saliency-tubes", "excitation-backprop"}
 BENT = {"guided-backprop", "deconvolution", "deep-lift"}  # they bend the gradients of modules
 SLOPES = {*METHODS, *BENT, "integrated-gradients", "smooth-grad"}  # they follow a gradient to the pixels
@@ -240,6 +265,12 @@ REFUSED = {  # of the methods named, in these words; all others work
     "compiled": ({"eb-r"}, "eb-r is for the VGG-LSTM family"),
     "scripted": ({*CAMS, *BENT, "eb-r"}, "network: .* scripted|scripted; not so|nn.ReLU|VGG-LSTM family"),
     "parallel": ({"eb-r"}, "eb-r is for the VGG-LSTM family"),
+    "probabilities above 1": (EVERY, r"fn: expected probabilities in \[0, 1\], got .*output='logits' fits"),
+    "without numbers": (EVERY, "device: expected one that computes, got meta"),
+    "a plain function that detaches": (
+        {*SLOPES, *CAMS, "eb-r"},
+        "scores with a gradient in the pixels|plain function|needs modules|nn.ReLU|VGG-LSTM family",
+    ),
     "a plain function": ({*CAMS, *BENT, "eb-r"}, "plain function|needs modules|nn.ReLU|VGG-LSTM family"),
 }
 
@@ -323,7 +354,7 @@ def test_a_bad_network_is_explained_or_refused_and_left_as_it_was(method, fault,
         if fault in HARMLESS:
             torch.testing.assert_close(result.heatmap, sound(method).heatmap, rtol=1e-4, atol=1e-6)
     assert differences(before, whole_photograph(network)) == []
-    assert numbers_back and all(numbers_back)
+    assert all(numbers_back) and (numbers_back or fault == "without numbers"), "that one is refused at once"
 
 
 @functools.cache

@@ -459,3 +459,55 @@ def test_a_network_and_clips_of_ones_own_go_in_by_parameters_alone(tmp_path, mon
     assert run.error == ""
     (line,) = pd.read_csv(tmp_path / "runs/hits/hits.csv").to_dict("records")
     assert (line["clip"], line["label"]) == ("patch", "red") and line["inside"] > 0.3  # the box fills 17 %
+
+
+NASTY = [
+    *("x'; import os; os.abort()", 'x"; import os; os.abort()', "a\nimport os; os.abort()", "\\'; 1/0 #"),
+    *(
+        "'''\n1/0\n'''",
+        '"""',
+        "\\",
+        "\\\\'",
+        "%%bash\nexit 1",
+        "!exit 1",
+        "{1/0}",
+        "$(exit 1)",
+        "\0\r\t\x1b[0m",
+    ),
+    *("<script>harm()</script>", "\u2028", "\u202e", "é\U0001f600", "", " ", "None", "[1"),
+]
+
+
+def test_text_reaches_a_notebook_as_the_text_it_is(tmp_path):
+    """Whatever is in a parameter is a value there and never program; a tuple comes as a list."""
+    cell = "import json, pathlib\npathlib.Path('told').write_text(json.dumps([clips, several]))"
+    path = notebook(tmp_path / "a.ipynb", cell, parameters='clips: str = ""\nseveral: list = []')
+    command = [sys.executable, "-m", "steplab", "tables", str(path), "--out", str(tmp_path / "out")]
+    command += ["--set", f"clips={NASTY[0]}", "--set", f"several={tuple(NASTY)!r}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "told").read_text()) == [NASTY[0], NASTY]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "<script>" not in page and "&lt;script&gt;harm()" in page
+
+
+def test_a_kernel_that_is_killed_is_told_of_and_not_tried_again(tmp_path):
+    """As the system kills what takes too much memory: by a signal that nothing can answer."""
+    cell = "import os, signal\nopen('tries', 'a').write('x')\nos.kill(os.getpid(), signal.SIGKILL)"
+    path = notebook(tmp_path / "a.ipynb", TABLE, f"import os\nos.chdir({str(tmp_path)!r})\n{cell}")
+    (run,) = run_tables([str(path)], out=tmp_path / "out", timeout=120)
+    assert run.error == "cell [3] 'import os': its kernel died: killed, most likely for want of memory"
+    assert (tmp_path / "tries").read_text() == "x", "once is enough"
+    assert "out/table-1.csv" not in run.files and "a/table-1.csv" in run.files, "what it had published stays"
+
+
+@pytest.mark.parametrize("number", ["04", "05", "06", "07", "08"])
+def test_a_misspelt_preset_ends_a_lesson_with_the_name_that_was_meant(number):
+    """Before anything else is begun; in the others the search itself refuses it."""
+    (path,) = find_notebooks([number])
+    cells = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    found: dict = {}
+    with pytest.raises(ValueError, match="preset.*got 'leson'.*did you mean 'lesson'"):
+        for cell in cells[:4]:
+            exec(cell, found)
+            found["preset"] = "leson"
