@@ -1,7 +1,10 @@
 """Bad videos give the right frames or a ClipError in words; no crash, no long wait."""
 
+import json
 import os
 import re
+import subprocess
+import sys
 import time
 import warnings
 
@@ -56,6 +59,35 @@ def test_there_are_kinds_enough(promise):
     told = f"{len(KINDS)}: {refused} refused, {shown} read, the others refused, read in full or warned about"
     promise("Kinds of bad videos, each with the right frames or a ClipError in words", told)
     assert len(KINDS) >= 40 and refused > 10 and shown > 20
+
+
+@pytest.mark.skipif(not SOAK, reason="takes a minute to make: `make soak`")
+def test_a_hundred_thousand_frames(tmp_path, promise):
+    """In a process of its own, so that the peak of its memory is that of reading."""
+    count = 100_000
+    path = film(tmp_path / "a.mp4", count, (16, 16))
+    read = """if True:
+        import json, pathlib, sys, time
+        from steplab.clips import read_clip
+        def peak():
+            lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+            return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+        before, start = peak(), time.perf_counter()
+        clip = read_clip(sys.argv[1], int(sys.argv[2]), 16)
+        took, grown = time.perf_counter() - start, peak() - before
+        print(json.dumps([clip.pixels.mean((0, 2, 3)).tolist(), clip.times.tolist(), took, grown]))
+    """
+    command = [sys.executable, "-W", "error", "-c", read, str(path), str(FRAMES)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    seen, times, took, grown = json.loads(done.stdout)
+    expected = [by_number(count)(time) for time in times]
+    assert max(abs(a - b) for a, b in zip(seen, expected, strict=True)) < 0.03, (seen, expected)
+    assert grown < 300_000 and took < 60
+    promise(
+        f"{FRAMES} frames of a video of 100,000: the right ones, in bounded memory",
+        f"{took:.1f} s, {grown / 1024:.0f} MB more than before",
+    )
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "webm", "gif", "ts", "mpg"])

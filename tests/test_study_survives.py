@@ -128,7 +128,7 @@ def forked(store: str, table: str) -> int:
 
 
 def killed_again_and_again(folder: str, times: str, seed: str) -> None:
-    """Runs a study, kills it, goes on; where it has come to its end, a new one begins. Prints how many did."""
+    """Runs a study, kills it, goes on; where it has come to its end, a new one begins. Prints how many."""
     numbers, begun = random.Random(int(seed)), time.perf_counter()
     os.waitpid(forked(f"{folder}/store0", f"{folder}/table0"), 0)
     lasts, killed, studies = time.perf_counter() - begun, 0, 1

@@ -511,3 +511,21 @@ def test_a_misspelt_preset_ends_a_lesson_with_the_name_that_was_meant(number):
         for cell in cells[:4]:
             exec(cell, found)
             found["preset"] = "leson"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="addresses of files")
+def test_hostile_names_harm_nobody_who_opens_the_pages(tmp_path, browser):
+    """In parameters, tables, what is printed and an error: shown as they are written, in index and page."""
+    evil = "<img src=nowhere.png onerror='window.harmed = 1'><script>window.harmed = 1</script>"
+    show = f"import pandas as pd\nfrom steplab.tables import publish\nevil = {evil!r}\nprint(evil)\n"
+    show += "publish(pd.DataFrame({evil: [evil]}, index=[evil]), 'table-1')"
+    path = notebook(tmp_path / "a.ipynb", show, f"raise ValueError({evil!r})", title="A &lt;b&gt; title")
+    (run,) = run_tables([str(path)], {"preset": evil}, out=tmp_path / "out", timeout=120)
+    assert evil in run.error
+    for name, times in (("index.html", 4), ("a/a.html", 5)):
+        page = browser.new_page()
+        page.goto((tmp_path / "out" / name).as_uri())
+        page.wait_for_timeout(500)
+        assert page.evaluate("window.harmed") is None, f"a name was run as a program in {name}"
+        assert page.locator("body").inner_text().count("onerror='window.harmed = 1'>") >= times
+        page.close()
