@@ -9,6 +9,7 @@ USE := $(VENV)/.ready-to-use
 TEST := $(VENV)/.ready-to-test
 PRESS := $(VENV)/.ready-to-print
 GRADE := $(VENV)/.ready-to-grade
+SOAK := $(VENV)/.ready-to-soak
 PORT ?= 8888
 # What `make tables` runs, with what, and how many at a time:
 # make tables NOTEBOOKS="06 07" PRESET=lesson SET="seed=3 clips=films/*.mp4 boxes=boxes.csv" JOBS=2
@@ -32,7 +33,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
 .DEFAULT_GOAL := help
-.PHONY: help lab tables train bench test soak book release grade
+.PHONY: help lab tables train bench test soak coverage mutants book release grade
 .DELETE_ON_ERROR:
 
 help:
@@ -44,7 +45,8 @@ help:
 	@echo "make train    train the small networks anew (NETWORKS=name ...)"
 	@echo "make bench    measure the engine's speed on this machine"
 	@echo "make test     lint, types, tests, notebooks (ARGS=... for pytest)"
-	@echo "make soak     long campaigns against bad videos, files and networks; writes docs/reliability.md"
+	@echo "make soak     long campaigns against bad videos, files and networks, coverage, mutants; writes docs/reliability.md"
+	@echo "make coverage lines and branches that the tests run; make mutants: small faults that they notice (docs/mutants.md)"
 	@echo "All of them build .venv when it is missing or out of date. Main job: $(BIN)/steplab explain VIDEO"
 
 $(BIN)/python:
@@ -72,6 +74,11 @@ $(PRESS): pyproject.toml | $(USE)
 $(GRADE): pyproject.toml | $(USE)
 	@echo "Installing what grading needs into $(VENV) ..."
 	@$(PIP) --editable '.[real,grading]'
+	@touch $@
+
+$(SOAK): pyproject.toml | $(TEST)
+	@echo "Installing what the long campaigns need into $(VENV) ..."
+	@$(PIP) --editable '.[soak]'
 	@touch $@
 
 lab: $(USE)
@@ -110,9 +117,26 @@ test: $(TEST)
 	@$(BIN)/pyright
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-soak: $(TEST)
+# An hour or two on two cores. What each promise rests on goes to runs/figures/, from where the report takes it.
+FIGURES := runs/figures
+soak: $(SOAK)
 	@echo "Trying thousands of bad videos, files and networks ..."
-	@mkdir -p runs && rm -f runs/figures.jsonl
-	@STEPLAB_SOAK=1 STEPLAB_FIGURES=runs/figures.jsonl $(BIN)/python -m pytest -n 2 \
-		tests/test_bad_videos.py tests/test_files.py tests/test_faults.py
-	@$(BIN)/python tests/reliability.py runs/figures.jsonl
+	@rm -rf $(FIGURES) && mkdir -p $(FIGURES)
+	@STEPLAB_SOAK=1 STEPLAB_FIGURES=$(FIGURES)/soak.jsonl $(BIN)/python -m pytest -n 2 --dist worksteal \
+		tests/test_bad_videos.py tests/test_files.py tests/test_faults.py tests/test_load.py tests/test_numerics.py \
+		tests/test_study_survives.py
+	@$(MAKE) --no-print-directory coverage mutants
+
+# The browser and the lessons, which run in processes of their own, are left out.
+coverage: $(SOAK)
+	@echo "Counting the lines and branches that the tests run ..."
+	@mkdir -p $(FIGURES)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered \
+		--cov-report=json:$(FIGURES)/coverage.json $(foreach name,browser browser_widgets notebooks assignments book project,--ignore tests/test_$(name).py)
+	@$(BIN)/python tests/reliability.py $(FIGURES)
+
+mutants: $(SOAK)
+	@echo "Putting small faults into the modules that all else rests on ..."
+	@mkdir -p $(FIGURES)
+	@STEPLAB_FIGURES=$(FIGURES)/mutants.jsonl $(BIN)/python tests/mutants.py --jobs 2
+	@$(BIN)/python tests/reliability.py $(FIGURES)

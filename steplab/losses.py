@@ -115,7 +115,7 @@ def ellipsoid_kernel(
     1, 45, 69, 81, 69, 45, 1 in its seven frames. `normalised=False` gives the ones themselves.
 
     Raises:
-        ValueError: if a side is not positive.
+        ValueError: if a side is not positive, or two sides of 2 leave no voxel inside.
     """
     if min(size) < 1:
         raise ValueError(f"size of the kernel must be three positive numbers, got {size}")
@@ -126,6 +126,8 @@ def ellipsoid_kernel(
         (2 * torch.arange(n) - (n - 1)) ** 2 * (common // s**2) for n, s in zip(size, spans, strict=True)
     ]
     inside = parts[0][:, None, None] + parts[1][None, :, None] + parts[2][None, None, :] <= common
+    if not inside.any():
+        raise ValueError(f"size of the kernel: no voxel of a block of {size} lies in the ellipsoid in it")
     kernel = inside.to(torch.float32)
     return kernel / kernel.sum() if normalised else kernel
 

@@ -10,6 +10,7 @@ noticed, and the reason from tests/survivors.toml.
 
 import argparse
 import ast
+import json
 import os
 import shutil
 import signal
@@ -101,21 +102,34 @@ def passes(folder: Path, tests: tuple[str, ...]) -> bool:
     return False
 
 
-def survivors(module: str, every: int, folder: Path) -> tuple[int, list[tuple[int, str, str]]]:
-    """How many mutants of a module were tried, and those that no test noticed."""
-    path = folder / "steplab" / f"{module}.py"
-    source = path.read_text(encoding="utf-8")
-    if not passes(folder, TESTS[module]):
+def survivors(module: str, every: int, folders: list[Path]) -> tuple[int, list[tuple[int, str, str]]]:
+    """How many mutants of a module were tried, and those that no test noticed; a process for each folder."""
+    if not passes(folders[0], TESTS[module]):
         raise SystemExit(f"the tests of {module} fail without any fault: {', '.join(TESTS[module])}")
-    tried, left = 0, []
-    for line, before, after, changed in list(mutants(path))[::every]:
-        path.write_text(changed, encoding="utf-8")
-        tried += 1
-        if passes(folder, TESTS[module]):
-            left.append((line, before, after))
-            print(f"{module}:{line}: {before}  ->  {after}", flush=True)
-    path.write_text(source, encoding="utf-8")
-    return tried, left
+    chosen = list(mutants(folders[0] / "steplab" / f"{module}.py"))[::every]
+    children = [os.fork() or try_all(module, chosen[k :: len(folders)], f) for k, f in enumerate(folders)]
+    codes = [os.waitpid(child, 0)[1] for child in children]
+    if any(codes):
+        raise SystemExit(f"{module}: a process failed")
+    left = [tuple(line) for folder in folders for line in json.loads((folder / f"{module}.json").read_text())]
+    return len(chosen), sorted(left)
+
+
+def try_all(module: str, chosen: list[tuple[int, str, str, str]], folder: Path) -> None:
+    """In a process of its own: the mutants one after another; leaves those that passed in a file."""
+    left, code, path = [], 1, folder / "steplab" / f"{module}.py"
+    source = path.read_text(encoding="utf-8")
+    try:
+        for line, before, after, changed in chosen:
+            path.write_text(changed, encoding="utf-8")
+            if passes(folder, TESTS[module]):
+                left.append((line, before, after))
+                print(f"{module}:{line}: {before}  ->  {after}", flush=True)
+        path.write_text(source, encoding="utf-8")
+        (folder / f"{module}.json").write_text(json.dumps(left))
+        code = 0
+    finally:
+        os._exit(code)
 
 
 def report(found: dict[str, tuple[int, list[tuple[int, str, str]]]]) -> str:
@@ -144,6 +158,7 @@ def report(found: dict[str, tuple[int, list[tuple[int, str, str]]]]) -> str:
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("modules", nargs="*", default=list(TESTS))
+    options.add_argument("--jobs", type=int, default=1, help="processes")
     options.add_argument("--every", type=int, default=1, help="try each so many-th only; then no report")
     chosen = options.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTEST_XDIST_WORKER": "mutants"}
@@ -153,15 +168,21 @@ def main() -> None:
             import_module(name)
     found = {}
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "copy"
+        folders = [Path(place) / f"copy{k}" for k in range(chosen.jobs)]
         left_out = shutil.ignore_patterns(".*", "runs", "__pycache__", "*.ipynb", "*.egg-info")
-        shutil.copytree(ROOT, folder, ignore=left_out)
+        for folder in folders:
+            shutil.copytree(ROOT, folder, ignore=left_out)
         for module in chosen.modules:
-            found[module] = survivors(module, chosen.every, folder)
+            found[module] = survivors(module, chosen.every, folders)
             tried, left = found[module]
             print(f"{module}: {tried} faults, {tried - len(left)} noticed", flush=True)
-    if chosen.every == 1 and set(found) == set(TESTS):
-        REPORT.write_text(report(found), encoding="utf-8")
+    if chosen.every > 1 or set(found) != set(TESTS):
+        return
+    REPORT.write_text(report(found), encoding="utf-8")
+    if path := os.environ.get("STEPLAB_FIGURES"):
+        shares = [f"{name} {1 - len(left) / tried:.1%} of {tried}" for name, (tried, left) in found.items()]
+        what = "Small faults in masks, losses, perturb and metrics that their tests notice"
+        Path(path).write_text(json.dumps([what, ", ".join(shares)]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

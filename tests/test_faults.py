@@ -17,7 +17,7 @@ from torch import nn
 from steplab.clips import Clip
 from steplab.config import BASELINES, METHODS, PRESETS
 from steplab.explain import explain
-from steplab.masks import BOUNDARIES, MaskGenerator
+from steplab.masks import MaskGenerator
 from steplab.networks import Network
 from steplab.vgg_lstm import VGGLSTM
 
@@ -531,22 +531,6 @@ def test_a_ratio_beyond_the_largest_mask_is_met_with_the_step_that_the_refusal_n
         explain(plain_network(), clip, **more)
     step = int(re.search(r"step=(\d+)", str(refusal.value))[1])
     check(explain(plain_network(), clip, step=step, **more), (8, size, size), (0.9,))
-
-
-@pytest.mark.parametrize("size", [7, 14, 21, 28, 35, 97, 98, 105])
-@pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_every_boundary_draws_the_whole_frame(boundary, size):
-    """At these sizes the usual padding ends before the frame does."""
-    generator = MaskGenerator((2, size, size + 1), boundary=boundary)
-    numbers = torch.Generator().manual_seed(size)
-    seeds = torch.rand(1, *generator.seed_shape, generator=numbers, dtype=torch.float64).requires_grad_()
-    whole = generator.whole(seeds)
-    masks = generator.crop(whole)
-    assert masks.shape == (1, 2, size, size + 1)
-    if size < 20:
-        assert torch.autograd.gradcheck(generator.whole, seeds)
-    if boundary == "padded":
-        assert whole.shape[2] >= size + 2 * generator.margin, "a margin below the frame as well as above"
 
 
 def test_no_method_and_no_fault_is_forgotten(promise):

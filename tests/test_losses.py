@@ -1,5 +1,7 @@
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,8 +101,22 @@ def test_kernel_is_the_papers_ellipsoid():
     assert (ones == ones.flip(0)).all() and (ones == ones.transpose(1, 2)).all()
     torch.testing.assert_close(ellipsoid_kernel().sum(), torch.tensor(1.0))
     assert ellipsoid_kernel((1, 3, 3), normalised=False).sum() == 5
-    with pytest.raises(ValueError, match="size"):
-        ellipsoid_kernel((0, 3, 3))
+    for wrong in ((0, 3, 3), (3, 3, -1)):
+        with pytest.raises(ValueError, match="size"):
+            ellipsoid_kernel(wrong)
+    with pytest.raises(ValueError, match=r"no voxel of a block of \(1, 2, 2\) lies in the ellipsoid"):
+        ellipsoid_kernel((1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    "size", [(7, 11, 11), (3, 5, 7), (5, 3, 9), (1, 4, 6), (4, 4, 4), (2, 3, 5), (1, 1, 1), (9, 1, 8)]
+)
+def test_kernel_in_exact_fractions(size):
+    """(2i/(n-1) - 1)^2 summed over the three axes is at most 1; a side of 1 has only its centre."""
+    part = [[(Fraction(2 * i, n - 1) - 1) ** 2 if n > 1 else Fraction(0) for i in range(n)] for n in size]
+    ones = ellipsoid_kernel(size, normalised=False)
+    for (t, i, j), value in np.ndenumerate(ones.numpy()):
+        assert value == (part[0][t] + part[1][i] + part[2][j] <= 1), (t, i, j)
 
 
 def test_window_count():
@@ -108,8 +124,8 @@ def test_window_count():
     assert counts == [13, 33, 65, 130, 194]
 
 
-def literal_core_loss(mask, ratio, kernel_size, stride, padding):
-    """Eq. 7 to 9 with nothing but loops."""
+def literal_core_loss(mask, ratio, kernel_size, stride, padding, windows=None, ones=None, balanced=False):
+    """Eq. 7 to 9 with nothing but loops; `windows`: so many at the middles of equal parts of the torus."""
     kernel = ellipsoid_kernel(kernel_size).double()
     time, height, width = mask.shape
     frames = (
@@ -117,30 +133,65 @@ def literal_core_loss(mask, ratio, kernel_size, stride, padding):
         if padding == "none"
         else range(-(kernel_size[0] // 2), time - kernel_size[0] // 2)
     )
+    rows = range(0, height - kernel_size[1] + 1, stride[1])
+    columns = range(0, width - kernel_size[2] + 1, stride[2])
+    if windows is not None:
+        rows, columns = (
+            [round((n + 0.5) * side / count - k / 2) for n in range(count)]
+            for side, count, k in zip((height, width), windows, kernel_size[1:], strict=True)
+        )
     values = []
     for t0 in frames:
-        for i0 in range(0, height - kernel_size[1] + 1, stride[1]):
-            for j0 in range(0, width - kernel_size[2] + 1, stride[2]):
+        for i0 in rows:
+            for j0 in columns:
                 total = 0.0
                 for t in range(kernel_size[0]):
                     s = t0 + t
                     s = s % time if padding == "wrap" else min(max(s, 0), time - 1)
                     for i in range(kernel_size[1]):
                         for j in range(kernel_size[2]):
-                            total += float(kernel[t, i, j] * mask[s, i0 + i, j0 + j])
+                            total += float(kernel[t, i, j] * mask[s, (i0 + i) % height, (j0 + j) % width])
                 values.append(total)
-    k = math.ceil(ratio * mask.numel() / int((kernel > 0).sum()))
+    k = math.ceil(ratio * mask.numel() / int((kernel > 0).sum())) if ones is None else ones
     values.sort(reverse=True)
-    return sum((v - 1) ** 2 for v in values[:k]) + sum(v**2 for v in values[k:])
+    full, empty = sum((v - 1) ** 2 for v in values[:k]), sum(v**2 for v in values[k:])
+    return full / max(k, 1) + empty / max(len(values) - k, 1) if balanced else full + empty
 
 
+@pytest.mark.parametrize("kernel", [(3, 4, 5), (4, 3, 5), (3, 5, 3)])
 @pytest.mark.parametrize("padding", ["none", "replicate", "wrap"])
-def test_core_loss_is_the_literal_loop(padding):
-    mask = random_masks(1, 6, 9, 10, seed=5)
-    ours = core_loss(mask, 0.3, kernel=(3, 4, 5), stride=(1, 4, 5), time_padding=padding)
-    assert ours.item() == pytest.approx(
-        literal_core_loss(mask[0], 0.3, (3, 4, 5), (1, 4, 5), padding), abs=1e-6
-    )
+def test_core_loss_is_the_literal_loop(padding, kernel):
+    mask, stride = random_masks(1, 6, 9, 10, seed=5), (1, *kernel[1:])
+    how = dict(kernel=kernel, stride=stride, time_padding=padding)
+    ours = core_loss(mask, 0.3, **how)
+    assert ours.item() == pytest.approx(literal_core_loss(mask[0], 0.3, kernel, stride, padding), abs=1e-6)
+    count = window_means(mask, **how).numel()
+    for ones in (0, 1, 5, count - 1, count):
+        expected = literal_core_loss(mask[0], 0.3, kernel, stride, padding, ones=ones, balanced=True)
+        assert core_loss(mask, 0.3, ones=[ones], balanced=True, **how).item() == pytest.approx(expected)
+
+
+def test_windows_lie_at_the_middles_of_equal_parts_of_the_torus():
+    mask = random_masks(1, 5, 10, 11, seed=7)
+    how = dict(kernel=(3, 4, 5), time_padding="wrap", windows=(3, 4))
+    density = 3 * 4 * 4 * 5 / (10 * 11)  # how often each voxel is looked at
+    ones = math.ceil(window_count(0.2, (5, 10, 11), (3, 4, 5)) * density)
+    expected = literal_core_loss(mask[0], 0.2, (3, 4, 5), (1, 1, 1), "wrap", (3, 4), ones)
+    assert core_loss(mask, 0.2, **how).item() == pytest.approx(expected, abs=1e-6)
+    assert core_loss(mask, 0.2, ones=[ones], **how).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_gradient_of_two_means_is_that_of_the_formula():
+    """Also where both means are of equally many windows."""
+    for ones in (3, 6):  # of 12
+        masks = random_masks(1, 3, 8, 8, seed=ones).requires_grad_()
+        means = window_means(masks, (1, 4, 4), (1, 4, 4)).flatten()
+        order = means.detach().argsort(descending=True)
+        literal = (means[order[:ones]] - 1).square().mean() + means[order[ones:]].square().mean()
+        ours = core_loss(masks, 0.1, (1, 4, 4), (1, 4, 4), ones=[ones], balanced=True)
+        torch.testing.assert_close(ours[0], literal)
+        for a, b in zip(torch.autograd.grad(ours, masks), torch.autograd.grad(literal, masks), strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def test_core_loss_of_the_papers_kernel_is_the_literal_loop():
@@ -206,6 +257,14 @@ def test_smoothing_over_time():
     constant = torch.full((1, 5, 2, 2), 0.3, dtype=torch.float64)
     torch.testing.assert_close(gaussian_smooth_time(constant, 3), constant)
     assert torch.equal(gaussian_smooth_time(seeds, 0), seeds)
+    first = gaussian_smooth_time(seeds.roll(-4, 1), 2)[0, :, 0, 0]  # a spike in the first of nine frames
+    weights = [1, math.exp(-1 / 1.2), math.exp(-4 / 1.2)]
+    expected = [
+        weights[t] / sum(weights[abs(u - t)] for u in range(9) if abs(u - t) <= 2) if t < 3 else 0
+        for t in range(9)
+    ]
+    assert first.tolist() == pytest.approx(expected)
+    assert gaussian_smooth_time(seeds.roll(-4, 1), 2, wrap=True)[0, 8, 0, 0] > 0.1
     for reach in (1, 2, 3):  # joined end to end, every frame counts alike, however short the clip
         for time in (4, 9):
             frames = torch.zeros(1, time, 1, 1, dtype=torch.float64, requires_grad=True)
@@ -219,6 +278,7 @@ def test_second_difference():
     spike = torch.zeros(1, 5, 1, 1)
     spike[0, 2] = 1
     assert second_order_difference(spike).item() == 1 + 4 + 1
+    assert second_order_difference(spike[:, 1:4]).item() == 4, "three frames have one"
     torch.testing.assert_close(second_order_difference(spike.roll(2, 1), wrap=True), torch.tensor([6.0]))
 
 
@@ -227,10 +287,22 @@ def test_errors_say_what_was_expected():
     with pytest.raises(ValueError, match="ratio"):
         area_loss(masks, 1.5)
     with pytest.raises(ValueError, match="ratio"):
+        area_loss(masks, -0.01)
+    with pytest.raises(ValueError, match="ratio"):
         area_loss(masks, [0.1])
     with pytest.raises(ValueError, match="time_padding"):
         window_means(masks, time_padding="mirror")
     with pytest.raises(ValueError, match="smaller than the kernel"):
         window_means(masks[:, :4])
-    with pytest.raises(ValueError, match="3 frames"):
+    for small in (masks[:, :, :10], masks[..., :10]):
+        with pytest.raises(ValueError, match="smaller than the kernel"):
+            window_means(small, time_padding="wrap")
+    with pytest.raises(ValueError, match="stride over time must be 1"):
+        window_means(masks, stride=(2, 11, 11))
+    with pytest.raises(ValueError, match="reach must not be negative"):
+        gaussian_smooth_time(masks, -1)
+    assert window_means(masks[:, :7, :11, :11]).shape == (2, 1, 1, 1), "just one"
+    with pytest.raises(ValueError, match="masks of 7x11x10 are smaller"):
+        window_means(masks[:, :7, :11, :10])
+    with pytest.raises(ValueError, match="at least 3 frames, got 2"):
         second_order_difference(masks[:, :2])

@@ -1,3 +1,6 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 
@@ -38,6 +41,49 @@ def test_mask_is_the_formula_pixel_by_pixel(boundary):
     for y, x in [(0, 0), (3, 59), (17, 30), (55, 62), (28, 1)]:
         expected = literal_pixel(seeds[0, 0], y, x, 11, 7, 3, boundary == "wrap")
         torch.testing.assert_close(mask[y, x], expected)
+
+
+@pytest.mark.parametrize("size", [7, 14, 21, 28, 35, 97, 98, 105])
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_every_boundary_draws_the_whole_frame(boundary, size):
+    """At these sizes the usual padding ends before the frame does."""
+    generator = MaskGenerator((2, size, size + 1), boundary=boundary)
+    numbers = torch.Generator().manual_seed(size)
+    seeds = torch.rand(1, *generator.seed_shape, generator=numbers, dtype=torch.float64).requires_grad_()
+    whole = generator.whole(seeds)
+    masks = generator.crop(whole)
+    assert masks.shape == (1, 2, size, size + 1)
+    if size < 20:
+        assert torch.autograd.gradcheck(generator.whole, seeds)
+    if boundary == "padded":
+        assert whole.shape[2] >= size + 2 * generator.margin, "a margin below the frame as well as above"
+
+
+@pytest.mark.parametrize("height, width, sigma", [(21, 28, 2.1), (35, 20, 3), (98, 105, 9.6), (63, 56, 11)])
+def test_mask_with_nothing_outside_is_the_formula_pixel_by_pixel(height, width, sigma):
+    """A seed at each cell's corner, zeros around the grid; some sizes need more of them than others."""
+    padded = MaskGenerator((1, height, width), sigma=sigma, boundary="padded")
+    seeds, m, step = seeds_for(padded, seed=3), padded.margin, 7
+    assert m == round(sigma) and padded.radius == 1 + math.ceil(sigma / step)
+    whole = padded.whole(seeds)[0, 0].numpy()
+    outside = np.pad(seeds[0, 0].numpy(), 30)  # zeros all round, more than are ever asked for
+    span = np.arange(2 * padded.radius + 1) - 1 - math.ceil(2 * sigma / step)
+
+    def literal(at):
+        rows, columns = (n // step + span for n in at)
+        down, across = (at[0] - step * rows - sigma) ** 2, (at[1] - step * columns - sigma) ** 2
+        distance = np.sqrt(down[:, None] + across)
+        weight = np.exp(-2 * np.clip(distance / sigma - 0.5, 0, None) ** 2)
+        lit = weight * outside[np.ix_(rows + 30, columns + 30)]
+        return (lit * np.exp(20 * lit)).sum() / np.exp(20 * lit).sum()
+
+    places = np.random.default_rng(0).integers(0, whole.shape, (12, 2)).tolist()
+    corners = [(y, x) for y in (0, m, m + height - 1, len(whole) - 1) for x in (0, m, m + width - 1)]
+    for at in [*map(tuple, places), *corners]:
+        assert whole[at] == pytest.approx(literal(at), abs=1e-6), at
+    cropped = MaskGenerator((1, height, width), sigma=sigma, boundary="crop")(seeds)
+    torch.testing.assert_close(cropped, padded(seeds))
+    torch.testing.assert_close(padded(seeds)[0, 0], torch.tensor(whole[m : m + height, m : m + width]))
 
 
 def test_wrapped_masks_move_with_their_seeds():

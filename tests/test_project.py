@@ -50,9 +50,9 @@ def test_environment_names_the_same_packages_and_floors():
 
 def test_the_makefile_installs_what_pyproject_offers():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(extras) == {"test", "oracle", "real", "book", "grading", "cluster"}
+    assert set(extras) == {"test", "oracle", "real", "book", "grading", "cluster", "soak"}
     named = set(re.findall(r"\.\[([a-z,]+)\]", (ROOT / "Makefile").read_text()))
-    assert named == {"real", "real,test,book,grading", "real,book", "real,grading"}
+    assert named == {"real", "real,test,book,grading", "real,book", "real,grading", "soak"}
 
 
 def test_the_top_level_is_small_and_all_there():
