@@ -17,7 +17,7 @@ def seeds_for(generator, batch=1, seed=0, dtype=torch.float64):
 def test_gradient_in_double_precision(boundary, size):
     generator = MaskGenerator(size, sigma=6, boundary=boundary)
     seeds = seeds_for(generator).requires_grad_()
-    assert torch.autograd.gradcheck(generator.whole, seeds)
+    assert torch.autograd.gradcheck(generator.whole, seeds, fast_mode=True)
 
 
 def literal_pixel(seeds, y, x, sigma, step, radius, wrap):
@@ -54,7 +54,7 @@ def test_every_boundary_draws_the_whole_frame(boundary, size):
     masks = generator.crop(whole)
     assert masks.shape == (1, 2, size, size + 1)
     if size < 20:
-        assert torch.autograd.gradcheck(generator.whole, seeds)
+        assert torch.autograd.gradcheck(generator.whole, seeds, fast_mode=True)
     if boundary == "padded":
         assert whole.shape[2] >= size + 2 * generator.margin, "a margin below the frame as well as above"
 
@@ -84,6 +84,30 @@ def test_mask_with_nothing_outside_is_the_formula_pixel_by_pixel(height, width, 
     cropped = MaskGenerator((1, height, width), sigma=sigma, boundary="crop")(seeds)
     torch.testing.assert_close(cropped, padded(seeds))
     torch.testing.assert_close(padded(seeds)[0, 0], torch.tensor(whole[m : m + height, m : m + width]))
+
+
+def test_a_frame_that_the_step_does_not_divide_is_drawn_larger_and_resized():
+    """Bilinear between the middles of pixels: pixel y of 17 is at (y + 1/2) 21 / 17 - 1/2 of the 21 drawn."""
+    generator, larger = MaskGenerator((1, 17, 30), sigma=6), MaskGenerator((1, 21, 35), sigma=6)
+    seeds = seeds_for(generator, seed=4)
+    assert generator.seed_shape == larger.seed_shape == (1, 3, 5)
+    drawn, mask = larger(seeds)[0, 0], generator(seeds)[0, 0]
+
+    def between(n, small, large):
+        place = min(max((n + 0.5) * large / small - 0.5, 0), large - 1)
+        low = min(int(place), large - 2)
+        return low, place - low
+
+    for y, x in [(0, 0), (16, 29), (5, 7), (11, 23), (16, 0)]:
+        (i, down), (j, across) = between(y, 17, 21), between(x, 30, 35)
+        near, far = ((1 - across) * drawn[i + k, j] + across * drawn[i + k, j + 1] for k in (0, 1))
+        torch.testing.assert_close(mask[y, x], (1 - down) * near + down * far)
+
+
+def test_disc_is_flat_within_half_its_radius_and_falls_as_a_bell():
+    assert disc(torch.tensor([0.0, 2.0, 5.5]), 11).tolist() == [1, 1, 1]
+    found = disc(torch.tensor([11.0, 16.5]), 11).tolist()
+    assert found == pytest.approx([math.exp(-0.5), math.exp(-2)])
 
 
 def test_wrapped_masks_move_with_their_seeds():
@@ -159,9 +183,14 @@ def test_errors_say_what_was_expected():
         MaskGenerator((1, 14, 14), boundary="mirror")
     with pytest.raises(ValueError, match="size"):
         MaskGenerator((14, 14))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="step"):
-        MaskGenerator((1, 14, 14), step=0)
+    for wrong in ((0, 14, 14), (1, 14, 0)):
+        with pytest.raises(ValueError, match="size"):
+            MaskGenerator(wrong)
+    for wrong in (0, 2.5):
+        with pytest.raises(ValueError, match="step"):
+            MaskGenerator((1, 14, 14), step=wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="sigma"):
         MaskGenerator((1, 14, 14), sigma=0)
+    assert MaskGenerator((1, 14, 14), sigma=0.1, step=1).sigma == 0.1
     with pytest.raises(ValueError, match="seeds"):
         MaskGenerator((1, 14, 14))(torch.rand(1, 1, 3, 3))

@@ -1,7 +1,9 @@
+import math
+
 import pytest
 import torch
 
-from steplab.perturb import KINDS, Perturbation, blur, gaussian_matrix, perturb
+from steplab.perturb import KINDS, Perturbation, blur, gaussian_matrix, hottest_first, perturb
 
 
 @pytest.fixture
@@ -64,6 +66,43 @@ def test_gaussian_matrix():
     ring = gaussian_matrix(9, 30.0, "wrap")
     torch.testing.assert_close(ring, torch.full_like(ring, 1 / 9), rtol=0, atol=1e-5)
     assert torch.equal(gaussian_matrix(5, 0), torch.eye(5, dtype=torch.float64))
+    assert gaussian_matrix(5, 0.1)[2, 2] == 1 and gaussian_matrix(5, 0.1).dtype == torch.float64
+
+
+@pytest.mark.parametrize("padding", ["replicate", "zero", "wrap"])
+def test_gaussian_matrix_is_the_sum_over_samples(padding):
+    """exp(-u^2 / (2 sigma^2)) for |u| <= 4 sigma, over their sum; what lies outside by the padding."""
+    length, sigma = 9, 1.3
+    weight = {u: math.exp(-(u**2) / (2 * sigma**2)) for u in range(-6, 7)}  # 4 sigma = 5.2
+    expected = torch.zeros(length, length, dtype=torch.float64)
+    for i in range(length):
+        for u, w in weight.items():
+            j = i + u
+            if padding == "zero" and not 0 <= j < length:
+                continue
+            j = j % length if padding == "wrap" else min(max(j, 0), length - 1)
+            expected[i, j] += w / sum(weight.values())
+    torch.testing.assert_close(gaussian_matrix(length, sigma, padding), expected)
+
+
+def test_blur_goes_down_and_across():
+    spot = torch.zeros(2, 9, 7, dtype=torch.float64)
+    spot[1, 4, 2] = 1
+    found = blur(spot, 1.0)
+    down, across = gaussian_matrix(9, 1.0)[:, 4], gaussian_matrix(7, 1.0)[:, 2]
+    torch.testing.assert_close(found[1], down[:, None] * across)
+    assert (found[0] == 0).all()
+
+
+def test_hottest_first():
+    heat = torch.tensor([[[0.1, 3.0], [-2.0, 0.5]], [[9.0, -7.0], [0.2, 0.3]]])
+    assert hottest_first(heat).tolist() == [[[5, 1], [6, 2]], [[0, 7], [4, 3]]]
+    tied = torch.zeros(1, 3, 3)
+    orders = {tuple(hottest_first(tied, seed).flatten().tolist()) for seed in range(20)}
+    assert len(orders) == 20 and all(sorted(order) == list(range(9)) for order in orders)
+    assert torch.equal(hottest_first(tied), hottest_first(tied, 0)), "the seed's default"
+    with pytest.raises(ValueError, match="heatmap: got NaN or infinite"):
+        hottest_first(tied / 0)
 
 
 def test_errors_say_what_was_expected(pixels):
