@@ -161,7 +161,7 @@ def _grid(strips: list[tuple[str, np.ndarray]], below: Sequence[str], title: str
     tall = (cell - gap) * high / wide + gap
     top = 0.12 + 0.29 * (title.count("\n") + 1) * bool(title or key)
     height = top + tall * len(strips) + line
-    with plt.rc_context(STYLE):
+    with plt.rc_context({**STYLE, "text.parse_math": False}):  # a name with two dollars is no formula
         figure = Figure(figsize=(width, height))
         space = round(gap / cell * wide)
         for k, (label, frames) in enumerate(strips):

@@ -198,6 +198,13 @@ def test_filmstrip_rows_labels_and_times(pixels, mask, tmp_path):
     assert not np.array_equal(figure.axes[1].images[0].get_array(), figure.axes[2].images[0].get_array())
 
 
+def test_names_with_dollars_are_no_formulas(pixels, mask, tmp_path):
+    name = r"between $\frac{$ and <b>"
+    figure = figures.filmstrip(pixels, mask[None], labels=[name], title=f"“{name}”")
+    figure.savefig(tmp_path / "strip.png")
+    assert {name, f"“{name}”"} <= {text.get_text() for text in figure.texts}
+
+
 def test_filmstrip_shows_what_there_is(pixels, mask):
     assert len(figures.filmstrip(pixels).axes) == 1
     assert words(figures.filmstrip(pixels))[1:] == [f"frame {t}" for t in range(T)]
