@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .names import nearest
+from .names import nearest, pick
 from .perturb import KINDS
 
 PAPER_SEEDS = 16 * 16 * 16
@@ -201,9 +201,8 @@ def make_config(
     Raises:
         ValueError: unknown method, preset or constant; names those that look alike.
     """
-    for name, word, known in (("method", method, (*METHODS, *BASELINES)), ("preset", preset, (*PRESETS,))):
-        if word not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {word!r}{nearest(word, known)}")
+    pick("method", method, (*METHODS, *BASELINES))
+    pick("preset", preset, PRESETS)
     kind = config_class(method)
     unknown = set(overrides) - set(kind.__dataclass_fields__)
     if unknown:
@@ -241,15 +240,13 @@ def make_config(
         ("precision", ("auto", "float32", "bfloat16")),
         ("perturbation", KINDS),
     ):
-        if getattr(config, name) not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
+        pick(name, getattr(config, name), allowed)
     return config
 
 
 def _check_attribution(config: AttributionConfig) -> AttributionConfig:
     for name, allowed in (("cam_weights", ("clip", "frame")), ("perturbation", KINDS)):
-        if getattr(config, name) not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
+        pick(name, getattr(config, name), allowed)
     for name in ("rise_masks", "occlusion_steps", "lime_samples", "path_steps", "noise_samples"):
         if not getattr(config, name) >= 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")

@@ -66,9 +66,7 @@ class Epic(Videos):
         seed: int = 0,
         **sampling: Any,
     ):
-        tasks = ("action",) if temporal else ("action", "object")
-        if task not in tasks:
-            raise ValueError(f"task: got {task!r}, expected {' or '.join(map(repr, tasks))}")
+        pick("task", task, ("action",) if temporal else ("action", "object"))
         pick("split", split, SPLITS)
         self.root, self.task, self.temporal = Path(root), task, temporal
         info = _rows(self.root, ("EPIC_video_info.csv",), "video resolution duration")

@@ -7,6 +7,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -125,6 +126,7 @@ def explain(
     except Exception as error:
         if run is not None:
             run.interrupted = True
+            found.extend(takewhile(bool, run.part))
         with suppress(AttributeError):  # some exceptions take none
             error.results = results()  # type: ignore[attr-defined]
         raise
@@ -188,7 +190,7 @@ class _Run:
             p = torch.cat([self.score(x[None].clone()).float().exp() for x in self.pixels])
         self.targets = as_targets(network, target, p)
         self.originals = [float(row[t]) for row, t in zip(p, self.targets, strict=True)]
-        self.interrupted = False
+        self.interrupted, self.part = False, []
         self.progress, self.bar = progress, tqdm(disable=not progress, unit="it", leave=False)
 
     def score(self, pixels: Tensor) -> Tensor:
@@ -221,7 +223,7 @@ class _Run:
         with torch.no_grad():
             kept = [float(self.score(preserve(m[None].to(pixels)))[0, target].exp()) for m in masks]
         self.bar.update()
-        facts = {"heatmap": heat, "history": {}, "converged": True}
+        facts = {"heatmap": heat, "history": [], "converged": True}
         return [
             {"masks": m, "probability": torch.tensor(p), **facts} for m, p in zip(masks, kept, strict=True)
         ]
@@ -231,7 +233,8 @@ class _Run:
         c = self.config
         clips, ratios = [i for i, _ in work], [v for _, v in work]
         descent = Descent(self.score, self.pixels, self.targets, clips, ratios, c, start, self.seed)
-        active, found = list(range(len(work))), [{} for _ in work]
+        active = list(range(len(work)))
+        self.part = found = [{} for _ in work]  # a fault loses none that are finished and in their turn
         histories: list[list[dict]] = [[] for _ in work]
         self.bar.reset(total=c.iterations)
         self.bar.set_description("ratio " + ", ".join(f"{v:g}" for v in dict.fromkeys(ratios)))
@@ -255,12 +258,12 @@ class _Run:
                 final = descent.finish(trim=c.hold_rate > 0 and not self.interrupted)
                 for j in stop:
                     found[active[j]] = {k: v[j] for k, v in final.items()}
+                    whole = _reached(histories[active[j]][-1]["mean"], descent.ratios[j], c)
+                    found[active[j]] |= {"history": histories[active[j]], "converged": whole}
                 keep = [j for j in range(len(active)) if j not in stop]
                 active = [active[j] for j in keep]
                 descent.keep(keep)
-        for f, h, v in zip(found, histories, ratios, strict=True):
-            f["history"] = {k: np.array([row.get(k, np.nan) for row in h], dtype=np.float32) for k in h[-1]}
-            f["converged"] = _reached(h[-1]["mean"], v, c)
+        self.part = []
         return found
 
     def _ask(self, descent: Descent, parts: dict[str, Tensor]) -> None:
@@ -286,13 +289,12 @@ def _reached(mean: float, ratio: float, config: StepConfig) -> bool:
     return abs(mean - ratio) <= max(config.ratio_tolerance * ratio, 0.002)
 
 
-def _side_by_side(histories: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    length = max((len(h["energy"]) for h in histories if h), default=0)
-    pad = {
-        k: [np.pad(h[k], (0, length - len(h[k])), constant_values=np.nan) for h in histories]
-        for k in histories[0]
-    }
-    return {k: np.stack(v) for k, v in pad.items()}
+def _side_by_side(histories: list[list[dict[str, float]]]) -> dict[str, np.ndarray]:
+    """The iterations of each mask as (masks, iterations) for each part; NaN where there is none."""
+    longest = max(map(len, histories), default=0)
+    rows = [[*history, *[{}] * (longest - len(history))] for history in histories]
+    names = dict.fromkeys(name for history in rows for row in history[::-1] for name in row)
+    return {n: np.array([[row.get(n, np.nan) for row in h] for h in rows], np.float32) for n in names}
 
 
 def as_clips(clip: Any) -> tuple[list[Clip], bool]:
@@ -457,7 +459,7 @@ def smallest_ratio(
         if value is not None and not 0 < value <= 1:
             raise ValueError(f"{name} must lie in (0, 1], got {value}")
     if method in BASELINES:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}, which finds no masks")
+        raise ValueError(f"method: {method!r} finds no masks, expected one of {', '.join(METHODS)}")
     config, device = _settings(network, clips[0], device, method, preset, overrides)
     largest = _largest_ratio(config, clips[0].pixels.shape[1:])
     with untouched(network, device), torch.inference_mode(False), torch.enable_grad():

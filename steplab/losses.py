@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .names import pick
+
 KERNEL = (7, 11, 11)
 STRIDE = (1, 11, 11)
 TIME_PADDINGS = ("none", "replicate", "wrap")
@@ -152,8 +154,7 @@ def window_means(
     frame a window of its own (16 x 10 x 10). `windows`, instead of a stride, sets so many rows and columns of
     them at even distances round the torus.
     """
-    if time_padding not in TIME_PADDINGS:
-        raise ValueError(f"time_padding must be one of {', '.join(TIME_PADDINGS)}, got {time_padding!r}")
+    pick("time_padding", time_padding, TIME_PADDINGS)
     if stride[0] != 1:
         raise ValueError(f"stride over time must be 1, got {stride}")
     batch, time, height, width = masks.shape

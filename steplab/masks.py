@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from .names import pick
+
 COLDNESS = 20.0  # of the smooth maximum: sum of x * softmax(COLDNESS * x)
 BOUNDARIES = ("wrap", "crop", "padded", "replicate")
 
@@ -59,8 +61,7 @@ class MaskGenerator:
             raise ValueError(f"size must be three positive numbers (T, H, W), got {size}")
         if step < 1 or step != int(step):
             raise ValueError(f"step must be a positive whole number of pixels, got {step}")
-        if boundary not in BOUNDARIES:
-            raise ValueError(f"boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
+        pick("boundary", boundary, BOUNDARIES)
         time, height, width = size
         self.size = (int(time), int(height), int(width))
         self.step, self.boundary = int(step), boundary

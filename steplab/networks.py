@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import pretrained
-from .names import nearest
+from .names import nearest, pick
 from .narrow import NarrowR2Plus1D, NarrowVGG16LSTM
 from .r2plus1d import R2Plus1D18
 from .vgg_lstm import VGG16LSTM
@@ -92,8 +92,7 @@ class Network:
     ):
         if not callable(fn):
             raise ValueError(f"fn: expected a callable from clips to scores, got {type(fn).__name__}")
-        if output not in ("logits", "probability"):
-            raise ValueError(f'output: expected "logits" or "probability", got {output!r}')
+        pick("output", output, ("logits", "probability"))
         if isinstance(classes, str) or not classes or not all(isinstance(c, str) for c in classes):
             raise ValueError(f"classes: expected a sequence of names, got {classes!r}")
         self.fn = fn

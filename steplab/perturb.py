@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .names import pick
+
 KINDS = ("blur", "pyramid", "fade-mean", "fade-black", "fade-grey")
 PYRAMID_LEVELS = 8
 
@@ -67,8 +69,7 @@ class Perturbation:
     ):
         if pixels.ndim != 5:
             raise ValueError(f"pixels must be (batch, 3, T, H, W), got shape {tuple(pixels.shape)}")
-        if kind not in KINDS:
-            raise ValueError(f"kind of perturbation must be one of {', '.join(KINDS)}, got {kind!r}")
+        pick("kind", kind, KINDS)
         self.kind = kind
         self.sigma = 20 * min(pixels.shape[-2:]) / 112 if sigma is None else float(sigma)
         if self.sigma < 0:

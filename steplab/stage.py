@@ -62,8 +62,7 @@ class Stage(Dataset):
         self, task: str, split: str = "test", seed: int = 0, length: int = 1000, nothing: bool = False
     ):
         pick("task", task, TASKS)
-        if split not in ("train", "test"):
-            raise ValueError(f"split: got {split!r}, expected 'train' or 'test'")
+        pick("split", split, ("train", "test"))
         if length < 1:
             raise ValueError(f"length: got {length}, expected at least 1")
         self.task, self.split, self.seed, self.length, self.nothing = (

@@ -472,8 +472,8 @@ def test_settings():
     assert make_config("rise", "lesson", size, {}) == make_config("grad-cam", "released", size, {})
     for constants, message in [
         ({"iterations": 3}, "unknown constant iterations; AttributionConfig has target_layer"),
-        ({"cam_weights": "video"}, "cam_weights must be one of clip, frame, got 'video'"),
-        ({"perturbation": "noise"}, "perturbation must be one of"),
+        ({"cam_weights": "video"}, "cam_weights: got 'video', expected one of clip, frame"),
+        ({"perturbation": "noise"}, "perturbation: got 'noise', expected one of"),
         ({"rise_keep": 1.0}, r"rise_keep must lie in \(0, 1\), got 1.0"),
         ({"blocks": (4, 0, 7)}, "blocks must be three numbers"),
         ({"path_steps": 0}, "path_steps must be at least 1"),
@@ -482,9 +482,9 @@ def test_settings():
     ]:
         with pytest.raises(ValueError, match=message):
             make_config("rise", "lesson", size, constants)
-    with pytest.raises(ValueError, match="method must be one of step.*grad-cam.*got 'gradcam'"):
+    with pytest.raises(ValueError, match="method: got 'gradcam', expected .* did you mean 'grad-cam'"):
         make_config("gradcam", "lesson", size, {})
-    with pytest.raises(ValueError, match="got 'rise', which finds no masks"):
+    with pytest.raises(ValueError, match="'rise' finds no masks"):
         smallest_ratio(Network(lambda x: x.mean((2, 3, 4)), [*"abc"]), numbers(3, 8, 16, 16), method="rise")
 
 

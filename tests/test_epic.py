@@ -175,9 +175,9 @@ def test_what_is_no_epic_is_refused(tmp_path):
         Epic(tmp_path, "action")
     with pytest.raises(ValueError, match="items: got none"):
         Epic(tmp_path)
-    with pytest.raises(ValueError, match="task: got 'verb', expected 'action' or 'object'"):
+    with pytest.raises(ValueError, match="task: got 'verb', expected one of action, object"):
         Epic(tmp_path, "verb")
-    with pytest.raises(ValueError, match="task: got 'object', expected 'action'"):
+    with pytest.raises(ValueError, match="task: got 'object', expected one of action"):
         Epic(tmp_path, temporal=True)
     with pytest.raises(ValueError, match="split: got 'val'"):
         Epic(tmp_path, split="val")

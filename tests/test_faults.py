@@ -487,8 +487,8 @@ REFUSALS = {  # one argument drawn from the strategy, and the words
     "misspelt": ("target", MISSPELT, "no class .* did you mean '(green|blue)'"),
     "no such class": ("target", st.just("?") | st.just(""), "no class .* it has red, green, blue"),
     "targets": ("target", st.lists(st.integers(0, 2), min_size=2), "or one for each of 1 clips, got"),
-    "method": ("method", UNKNOWN, "must be one of step, .*motion, got"),
-    "preset": ("preset", UNKNOWN, "must be one of smoke, .*, got"),
+    "method": ("method", UNKNOWN, "method: got .*, expected one of step, .*motion"),
+    "preset": ("preset", UNKNOWN, "preset: got .*, expected one of smoke, "),
     "device": ("device", st.sampled_from(["gpu", "cuda:99", "meta:", ""]), "expected one that torch .* got"),
 }
 
@@ -557,6 +557,28 @@ def test_what_was_found_before_a_fault_is_kept():
     assert found.ratios == (0.1, 0.2) and found.interrupted
     alone = explain(small("step"), clip, 0, "ep3d", (0.1, 0.2), **ask)
     assert torch.equal(found.masks, alone.masks)
+
+
+def test_what_a_group_had_finished_before_a_fault_is_kept():
+    """Three ratios at a time, each stopped by itself: the first has stopped when the others meet NaN."""
+    clip, ratios = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(0)), (0.3, 0.2, 0.1)
+    ask = {"preset": "smoke", "progress": False, "iterations": 40, "patience": 1, "tolerance": 10.0}
+    ask |= {"max_batch": 3, "ratio_tolerance": 0.5}
+    lengths = []
+
+    def watched(x, _):
+        lengths.append(len(x))
+        return x
+
+    whole = explain(small("step", spoil=Spot(watched)), clip, 0, "ep3d", ratios, **ask)
+    fewer = next(n for n, size in enumerate(lengths, 1) if size < 3 and n > 1)  # the call that lacks one
+    network = small("step", spoil=Spot(lambda x, n: x * (torch.nan if n >= fewer else 1)))
+    with pytest.raises(ValueError, match="finite scores") as error:
+        explain(network, clip, 0, "ep3d", ratios, **ask)
+    (found,) = error.value.results
+    assert 1 <= len(found.masks) < 3 and found.interrupted
+    assert torch.equal(found.masks, whole.masks[: len(found.masks)])
+    assert found.ratios == ratios[: len(found.masks)]
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ class TestWrapper:
             ({"fn": 3}, "fn: expected a callable"),
             ({"classes": "abc"}, "classes: expected a sequence"),
             ({"classes": []}, "classes: expected a sequence"),
-            ({"output": "softmax"}, 'output: expected "logits" or "probability"'),
+            ({"output": "softmax"}, "output: got 'softmax', expected one of logits, probability"),
         ],
     )
     def test_refuses_wrong_arguments(self, changes, message):

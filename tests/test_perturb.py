@@ -69,11 +69,12 @@ def test_gaussian_matrix():
     assert gaussian_matrix(5, 0.1)[2, 2] == 1 and gaussian_matrix(5, 0.1).dtype == torch.float64
 
 
+@pytest.mark.parametrize("sigma", [0.6, 1.3])
 @pytest.mark.parametrize("padding", ["replicate", "zero", "wrap"])
-def test_gaussian_matrix_is_the_sum_over_samples(padding):
+def test_gaussian_matrix_is_the_sum_over_samples(padding, sigma):
     """exp(-u^2 / (2 sigma^2)) for |u| <= 4 sigma, over their sum; what lies outside by the padding."""
-    length, sigma = 9, 1.3
-    weight = {u: math.exp(-(u**2) / (2 * sigma**2)) for u in range(-6, 7)}  # 4 sigma = 5.2
+    length, reach = 9, math.ceil(4 * sigma)
+    weight = {u: math.exp(-(u**2) / (2 * sigma**2)) for u in range(-reach, reach + 1)}
     expected = torch.zeros(length, length, dtype=torch.float64)
     for i in range(length):
         for u, w in weight.items():
@@ -112,6 +113,7 @@ def test_errors_say_what_was_expected(pixels):
         Perturbation(pixels[0])
     with pytest.raises(ValueError, match="sigma"):
         Perturbation(pixels, sigma=-1)
+    assert torch.equal(Perturbation(pixels, sigma=0)(torch.zeros(2, 4, 20, 24)), pixels), "no blur at all"
     with pytest.raises(ValueError, match="masks"):
         Perturbation(pixels)(torch.rand(2, 4, 24, 20))
     with pytest.raises(ValueError, match="items"):
