@@ -55,12 +55,11 @@ class StepConfig:
     # the descent
     start_noise: float = 0.01  # seeds start at 1 less so much at random: where nothing decides, the seed does
     iterations: int = 2000
-    optimiser: str = "sgd"  # "sgd" or "adam"
     learning_rate: float = 0.05  # share of the way from 1 to 0 that the area moves a seed, at first
     scale_to_size: bool = True  # weights and learning_rate hold at 16 x 112 x 112; False: at any size
     momentum: float = 0.9
     dampening: float = 0.9
-    largest_step: float = 1.0  # most that one iteration moves a seed (sgd)
+    largest_step: float = 1.0  # most that one iteration moves a seed
     hold_rate: float = 0.0  # how fast the losses ask for less while a mask is too large; 0: it is not held
     shrink: int = 0  # iterations in which the ratio falls from 1 to what was asked
     patience: int = 0  # stop when nothing has moved for so many iterations; 0: never
@@ -235,7 +234,6 @@ def make_config(
         raise ValueError(f"hold_rate must not be negative, got {config.hold_rate}")
     for name, allowed in (
         ("reward", ("log", "probability")),
-        ("optimiser", ("sgd", "adam")),
         ("core_layout", ("seeds", "stride")),
         ("precision", ("auto", "float32", "bfloat16")),
         ("perturbation", KINDS),

@@ -153,7 +153,6 @@ class Descent:
         )  # probability kept by the best mask not larger than its ratio
         self.best_seeds = self.seeds.detach()
         self.velocity = torch.zeros_like(self.seeds, requires_grad=False)
-        self.square = torch.zeros_like(self.velocity)
         # d(area / N) / d(seed) is at first 2 / number of seeds: the larger the clip, the weaker each seed is
         # pressed, while the network pulls as before. So each is pressed as in the paper's 16 x 112 x 112,
         # where there are 4096, and moves at first by `learning_rate`.
@@ -257,19 +256,9 @@ class Descent:
         if c.hold_rate and self.iteration >= c.shrink:
             self._note(parts["mean"], parts["probability"].detach())
         with torch.no_grad():
-            if c.optimiser == "sgd":
-                fresh = 1 - c.dampening
-                self.velocity.mul_(c.momentum).add_(gradient, alpha=fresh)
-                self.seeds.sub_(
-                    (self.velocity * (c.learning_rate * self.pace)).clamp_(-c.largest_step, c.largest_step)
-                )
-            else:
-                self.velocity.mul_(c.momentum).add_(gradient, alpha=1 - c.momentum)
-                self.square.mul_(0.99).addcmul_(gradient, gradient, value=0.01)
-                n = self.iteration + 1
-                m = self.velocity / (1 - c.momentum**n)
-                self.seeds.sub_(c.learning_rate * m / ((self.square / (1 - 0.99**n)).sqrt() + 1e-6))
-            self.seeds.clamp_(0, 1)
+            self.velocity.mul_(c.momentum).add_(gradient, alpha=1 - c.dampening)
+            step = self.velocity * (c.learning_rate * self.pace)
+            self.seeds.sub_(step.clamp_(-c.largest_step, c.largest_step)).clamp_(0, 1)
             self.iteration += 1
             goal = torch.tensor(self.targets_now()).to(parts["mean"])
             self.aims *= (goal / parts["mean"].clamp(1e-6)) ** c.hold_rate
@@ -319,7 +308,7 @@ class Descent:
         index = torch.tensor(list(which), dtype=torch.long, device=self.seeds.device)
         self.clips, self.ratios = [self.clips[j] for j in which], [self.ratios[j] for j in which]
         self.first_ratios = [self.first_ratios[j] for j in which]
-        for name in ("items", "targets", "velocity", "square", "aims", "best", "best_seeds"):
+        for name in ("items", "targets", "velocity", "aims", "best", "best_seeds"):
             setattr(self, name, getattr(self, name)[index])
         self.seeds = self.seeds.detach()[index].requires_grad_()
 

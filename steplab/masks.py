@@ -105,7 +105,7 @@ class MaskGenerator:
         ):  # one by one: blocks stay in the cache, and no rounding depends on the batch
             drawn = torch.stack([_Drawing.apply(item, self) for item in grid])
         else:
-            drawn = _Drawing.apply(grid.flatten(0, 1), self).unflatten(0, grid.shape[:2])
+            drawn = self._draw_at_once(grid.flatten(0, 1)).unflatten(0, grid.shape[:2])
         if self.boundary == "padded":
             return drawn
         if self.boundary == "wrap" and drawn.shape[2:] != (height, width):
@@ -142,6 +142,20 @@ class MaskGenerator:
             # One whole cell less a pixel short, as in TorchRay: 134 x 134 for 112 x 112.
             return self.step * (h - 1) + 1, self.step * (w - 1) + 1
         return self.step * h, self.step * w
+
+    def _draw_at_once(self, grid: Tensor) -> Tensor:
+        """As `_Drawing`, in few operations on tensors that hold every term: 40 MB for 16 x 112 x 112.
+
+        An accelerator takes longer to start hundreds of small operations than to do all their work.
+        """
+        side = 2 * self.radius + 1
+        windows = grid.unfold(1, side, 1).unfold(2, side, 1)  # (n, rows, columns, ky, kx)
+        n, rows, columns = windows.shape[:3]
+        weights = self.weights.to(grid).flatten(0, 1).permute(1, 2, 0)[:, None]  # (row, 1, column, terms)
+        lit = windows.reshape(n, rows, 1, columns, 1, side**2) * weights
+        value = (lit * (COLDNESS * lit).softmax(-1)).sum(-1)  # (n, rows, row, columns, column)
+        height, width = self.drawn_size()
+        return value.reshape(n, self.step * rows, self.step * columns)[:, :height, :width]
 
     def _buffers(self, columns: int, like: Tensor) -> tuple[Tensor, ...]:
         """Four kept blocks: the CPU allocator would hand them back and page them in at every iteration."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from steplab.masks import BOUNDARIES, MaskGenerator, disc
+from steplab.masks import BOUNDARIES, MaskGenerator, _Drawing, disc
 
 
 def seeds_for(generator, batch=1, seed=0, dtype=torch.float64):
@@ -162,6 +162,18 @@ def test_values_stay_in_range_and_frames_apart(boundary):
     assert masks.shape == (2, 3, 45, 60)
     assert masks.min() >= 0 and masks.max() <= 1
     assert (masks[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_all_terms_at_once_are_the_same_masks(boundary):
+    """As on an accelerator, here on the CPU: values and gradients."""
+    generator = MaskGenerator((2, 45, 60), boundary=boundary)
+    grid = generator._surround(seeds_for(generator, seed=5))[0].requires_grad_()
+    blocks, at_once = _Drawing.apply(grid, generator), generator._draw_at_once(grid)
+    torch.testing.assert_close(at_once, blocks, rtol=0, atol=1e-12)
+    weight = torch.rand(blocks.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    (a,), (b,) = (torch.autograd.grad((drawn * weight).sum(), grid) for drawn in (at_once, blocks))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
 def test_batches_and_kept_buffers_change_nothing():

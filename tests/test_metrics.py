@@ -167,6 +167,16 @@ def test_energy_and_rank_by_hand():
     assert metrics.rank_accuracy(-heat, truth) == 0
 
 
+def test_rank_is_what_sorting_says():
+    numbers = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        heat = torch.randn(2, 4, 5, generator=numbers)
+        truth = torch.rand(2, 4, 5, generator=numbers) < 0.5
+        hottest = heat.flatten().argsort(descending=True)[: int(truth.sum())]
+        expected = truth.flatten()[hottest].double().mean()
+        assert metrics.rank_accuracy(heat, truth) == pytest.approx(float(expected))
+
+
 def test_truth_may_be_boxes_or_their_mask():
     heat, boxes = scenes()
     for clip, its in zip(heat, boxes, strict=True):
@@ -229,6 +239,7 @@ def test_iou():
     mask = torch.zeros(2, 4, 4)
     mask[:, 1:3] = 0.6
     assert metrics.mask_iou(mask, truth) == pytest.approx(1 / 3)
+    assert metrics.mask_iou(0.5 * truth, truth) == 0, "one half is not above it"
     assert metrics.mask_iou(truth.float(), truth) == 1 and metrics.mask_iou(0.4 * mask, truth) == 0
     assert metrics.mask_iou(mask * 0, truth & False) == 0, "nothing and nothing: no credit"
     with pytest.raises(ValueError, match="truth: got torch.float32 of shape"):
