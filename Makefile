@@ -131,8 +131,8 @@ soak: $(SOAK)
 coverage: $(SOAK)
 	@echo "Counting the lines and branches that the tests run ..."
 	@mkdir -p $(FIGURES)
-	@$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered \
-		--cov-report=json:$(FIGURES)/coverage.json $(foreach name,browser browser_widgets notebooks assignments book project,--ignore tests/test_$(name).py)
+	@COVERAGE_FILE=$(abspath $(FIGURES))/.coverage $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered \
+		--cov-report=json:$(FIGURES)/coverage.json $(foreach name,browser browser_widgets notebooks book,--ignore tests/test_$(name).py)
 	@$(BIN)/python tests/reliability.py $(FIGURES)
 
 mutants: $(SOAK)
