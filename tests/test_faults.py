@@ -487,8 +487,8 @@ REFUSALS = {  # one argument drawn from the strategy, and the words
     "misspelt": ("target", MISSPELT, "no class .* did you mean '(green|blue)'"),
     "no such class": ("target", st.just("?") | st.just(""), "no class .* it has red, green, blue"),
     "targets": ("target", st.lists(st.integers(0, 2), min_size=2), "or one for each of 1 clips, got"),
-    "method": ("method", UNKNOWN, "method: got .*, expected one of step, .*motion"),
-    "preset": ("preset", UNKNOWN, "preset: got .*, expected one of smoke, "),
+    "method": ("method", UNKNOWN, "got .*, expected one of step, .*motion"),
+    "preset": ("preset", UNKNOWN, "got .*, expected one of smoke, "),
     "device": ("device", st.sampled_from(["gpu", "cuda:99", "meta:", ""]), "expected one that torch .* got"),
 }
 
