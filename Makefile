@@ -118,7 +118,7 @@ test: $(TEST)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 # An hour or two on two cores. What each promise rests on goes to runs/figures/, from where the report takes it.
-FIGURES := runs/figures
+FIGURES := $(abspath runs/figures)
 soak: $(SOAK)
 	@echo "Trying thousands of bad videos, files and networks ..."
 	@rm -rf $(FIGURES) && mkdir -p $(FIGURES)
@@ -131,7 +131,7 @@ soak: $(SOAK)
 coverage: $(SOAK)
 	@echo "Counting the lines and branches that the tests run ..."
 	@mkdir -p $(FIGURES)
-	@COVERAGE_FILE=$(abspath $(FIGURES))/.coverage $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered \
+	@COVERAGE_FILE=$(FIGURES)/.coverage $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered \
 		--cov-report=json:$(FIGURES)/coverage.json $(foreach name,browser browser_widgets notebooks book,--ignore tests/test_$(name).py)
 	@$(BIN)/python tests/reliability.py $(FIGURES)
 
