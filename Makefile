@@ -118,11 +118,11 @@ test: $(TEST)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 # An hour or two on two cores. What each promise rests on goes to runs/figures/, from where the report takes it.
-FIGURES := $(abspath runs/figures)
+FIGURES := runs/figures
 soak: $(SOAK)
 	@echo "Trying thousands of bad videos, files and networks ..."
 	@rm -rf $(FIGURES) && mkdir -p $(FIGURES)
-	@STEPLAB_SOAK=1 STEPLAB_FIGURES=$(FIGURES)/soak.jsonl $(BIN)/python -m pytest -n 2 --dist worksteal \
+	@STEPLAB_SOAK=1 STEPLAB_FIGURES="$$PWD/$(FIGURES)/soak.jsonl" $(BIN)/python -m pytest -n 2 --dist worksteal \
 		tests/test_bad_videos.py tests/test_files.py tests/test_faults.py tests/test_load.py tests/test_numerics.py \
 		tests/test_study_survives.py
 	@$(MAKE) --no-print-directory coverage mutants
@@ -131,12 +131,12 @@ soak: $(SOAK)
 coverage: $(SOAK)
 	@echo "Counting the lines and branches that the tests run ..."
 	@mkdir -p $(FIGURES)
-	@COVERAGE_FILE=$(FIGURES)/.coverage $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered \
+	@COVERAGE_FILE="$$PWD/$(FIGURES)/.coverage" $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered \
 		--cov-report=json:$(FIGURES)/coverage.json $(foreach name,browser browser_widgets notebooks book,--ignore tests/test_$(name).py)
 	@$(BIN)/python tests/reliability.py $(FIGURES)
 
 mutants: $(SOAK)
 	@echo "Putting small faults into the modules that all else rests on ..."
 	@mkdir -p $(FIGURES)
-	@STEPLAB_FIGURES=$(FIGURES)/mutants.jsonl $(BIN)/python tests/mutants.py --jobs 2
+	@STEPLAB_FIGURES="$$PWD/$(FIGURES)/mutants.jsonl" $(BIN)/python tests/mutants.py --jobs 2
 	@$(BIN)/python tests/reliability.py $(FIGURES)
