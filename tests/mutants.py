@@ -162,6 +162,7 @@ def main() -> None:
     options.add_argument("--every", type=int, default=1, help="try each so many-th only; then no report")
     chosen = options.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTEST_XDIST_WORKER": "mutants"}
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed here, and one takes seconds to load
     sys.dont_write_bytecode = True  # two versions of a file within a second would share one
     for name in SHARED:
         with suppress(ImportError):
