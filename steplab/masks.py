@@ -124,7 +124,7 @@ class MaskGenerator:
 
     def _surround(self, seeds: Tensor) -> Tensor:
         """The grid with what lies outside, so that every window of a drawn pixel is whole."""
-        if self.margin or self.boundary in ("crop", "padded"):
+        if self.boundary in ("crop", "padded"):
             p, (below, beside) = self.padding, self.extra
             return F.pad(seeds, (p, p + beside, p, p + below))
         for axis in (2, 3):
