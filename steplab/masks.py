@@ -100,12 +100,10 @@ class MaskGenerator:
             raise ValueError(f"seeds must be (batch, {self.seed_shape}), got shape {tuple(seeds.shape)}")
         _, height, width = self.size
         grid = self._surround(seeds)
-        if (
-            grid.device.type == "cpu"
-        ):  # one by one: blocks stay in the cache, and no rounding depends on the batch
+        if grid.device.type == "cpu":  # one by one: blocks stay in the cache, no rounding depends on the batch
             drawn = torch.stack([_Drawing.apply(item, self) for item in grid])
         else:
-            drawn = self._draw_at_once(grid.flatten(0, 1)).unflatten(0, grid.shape[:2])
+            drawn = self._draw_at_once(grid)
         if self.boundary == "padded":
             return drawn
         if self.boundary == "wrap" and drawn.shape[2:] != (height, width):
@@ -149,13 +147,14 @@ class MaskGenerator:
         An accelerator takes longer to start hundreds of small operations than to do all their work.
         """
         side = 2 * self.radius + 1
-        windows = grid.unfold(1, side, 1).unfold(2, side, 1)  # (n, rows, columns, ky, kx)
-        n, rows, columns = windows.shape[:3]
+        windows = grid.unfold(2, side, 1).unfold(3, side, 1)  # (batch, T, rows, columns, ky, kx)
+        rows, columns = windows.shape[2:4]
         weights = self.weights.to(grid).flatten(0, 1).permute(1, 2, 0)[:, None]  # (row, 1, column, terms)
-        lit = windows.reshape(n, rows, 1, columns, 1, side**2) * weights
-        value = (lit * (COLDNESS * lit).softmax(-1)).sum(-1)  # (n, rows, row, columns, column)
+        lit = windows.reshape(*grid.shape[:2], rows, 1, columns, 1, side**2) * weights
+        value = (lit * (COLDNESS * lit).softmax(-1)).sum(-1)  # (batch, T, rows, row, columns, column)
         height, width = self.drawn_size()
-        return value.reshape(n, self.step * rows, self.step * columns)[:, :height, :width]
+        drawn = value.reshape(*grid.shape[:2], self.step * rows, self.step * columns)
+        return drawn[:, :, :height, :width]
 
     def _buffers(self, columns: int, like: Tensor) -> tuple[Tensor, ...]:
         """Four kept blocks: the CPU allocator would hand them back and page them in at every iteration."""

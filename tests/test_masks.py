@@ -168,8 +168,9 @@ def test_values_stay_in_range_and_frames_apart(boundary):
 def test_all_terms_at_once_are_the_same_masks(boundary):
     """As on an accelerator, here on the CPU: values and gradients."""
     generator = MaskGenerator((2, 45, 60), boundary=boundary)
-    grid = generator._surround(seeds_for(generator, seed=5))[0].requires_grad_()
-    blocks, at_once = _Drawing.apply(grid, generator), generator._draw_at_once(grid)
+    grid = generator._surround(seeds_for(generator, 2, seed=5)).requires_grad_()
+    blocks = torch.stack([_Drawing.apply(item, generator) for item in grid])
+    at_once = generator._draw_at_once(grid)
     torch.testing.assert_close(at_once, blocks, rtol=0, atol=1e-12)
     weight = torch.rand(blocks.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     (a,), (b,) = (torch.autograd.grad((drawn * weight).sum(), grid) for drawn in (at_once, blocks))
