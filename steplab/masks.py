@@ -100,7 +100,7 @@ class MaskGenerator:
             raise ValueError(f"seeds must be (batch, {self.seed_shape}), got shape {tuple(seeds.shape)}")
         _, height, width = self.size
         grid = self._surround(seeds)
-        if grid.device.type == "cpu":  # one by one: blocks stay in the cache, no rounding depends on the batch
+        if grid.device.type == "cpu":  # one by one: blocks stay in the cache, and rounding is each one's own
             drawn = torch.stack([_Drawing.apply(item, self) for item in grid])
         else:
             drawn = self._draw_at_once(grid)
