@@ -186,6 +186,13 @@ def test_truth_may_be_boxes_or_their_mask():
             assert metric(clip, its) == pytest.approx(expected, nan_ok=True)
 
 
+def test_a_pixel_lies_in_a_box_if_its_middle_does():
+    """From the first side on, up to but not including the last: 0.5 to 2.5 holds the middles 0.5 and 1.5."""
+    truth = torch.zeros(1, 4, 4, dtype=torch.bool)
+    truth[0, :2, :2] = True
+    assert metrics.mask_iou(truth.float(), [torch.tensor([[0.5, 0.5, 2.5, 2.5]])]) == 1
+
+
 def test_energy_and_rank_are_quantus():
     quantus = pytest.importorskip("quantus")
     truth = torch.stack([inside(b) for b in scenes(12)[1]])
@@ -262,6 +269,8 @@ def test_flicker():
     assert metrics.flicker(frozen) == 0
     blinking = torch.stack([torch.ones(3, 3), torch.zeros(3, 3)] * 3)
     assert metrics.flicker(blinking) == 1, "from dark frames nothing can be said"
+    growing = torch.tensor([1.0, 2.0, 4.0])[:, None, None].expand(3, 2, 2)
+    assert metrics.flicker(growing) == 1, "each against the frame before it"
     moving = torch.stack([spot(0, t, 8) for t in range(5)])
     assert metrics.flicker(moving) == 2
     assert math.isnan(metrics.flicker(torch.zeros(3, 2, 2)))
@@ -282,8 +291,11 @@ def test_interval_covers_the_mean_as_often_as_it_says():
     assert str(metrics.Interval(0.1, -0.25, 0.5)) == "+0.100 (-0.250 .. +0.500)"
     with pytest.raises(ValueError, match="values: got none"):
         metrics.interval([np.nan])
-    with pytest.raises(ValueError, match="level: got 1"):
-        metrics.interval([1.0], 1)
+    # means of two draws from 0 and 1 are 0, 1/2 and 1 with probabilities 1/4, 1/2 and 1/4
+    assert metrics.interval([0, 1], 0.4) == (0.5, 0.5, 0.5) and metrics.interval([0, 1], 0.6) == (0.5, 0, 1)
+    for level in (-0.5, 0, 1):
+        with pytest.raises(ValueError, match=f"level: got {level}"):
+            metrics.interval([1.0], level)
 
 
 def test_compare_is_paired():
