@@ -46,7 +46,8 @@ help:
 	@echo "make bench    measure the engine's speed on this machine"
 	@echo "make test     lint, types, tests, notebooks (ARGS=... for pytest)"
 	@echo "make soak     long campaigns against bad videos, files and networks, coverage, mutants; writes docs/reliability.md"
-	@echo "make coverage lines and branches that the tests run; make mutants: small faults that they notice (docs/mutants.md)"
+	@echo "make coverage count the lines and branches that the tests run"
+	@echo "make mutants  count the small faults that the tests of the method's own modules notice; writes docs/mutants.md"
 	@echo "All of them build .venv when it is missing or out of date. Main job: $(BIN)/steplab explain VIDEO"
 
 $(BIN)/python:
