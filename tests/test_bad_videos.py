@@ -139,7 +139,7 @@ def test_random_corruptions(suffix, tmp_path, promise):
             outcomes["told" if said else "silently wrong"] += 1
     told = ", ".join(f"{n:,} {what}" for what, n in outcomes.items())
     promise(
-        f"Random corruptions of a {suffix}: no crash, no hang", f"{count:,}: {told}; slowest {slowest:.1f} s"
+        f"Random corruptions of {suffix}: no crash, no hang", f"{count:,}: {told}; slowest {slowest:.1f} s"
     )
     assert sum(outcomes.values()) == count and slowest < 20
     assert outcomes["silently wrong"] <= BOUNDS[suffix] * count / 60, outcomes
