@@ -102,7 +102,7 @@ def test_kernel_is_the_papers_ellipsoid():
     torch.testing.assert_close(ellipsoid_kernel().sum(), torch.tensor(1.0))
     assert ellipsoid_kernel((1, 3, 3), normalised=False).sum() == 5
     for wrong in ((0, 3, 3), (3, 3, -1)):
-        with pytest.raises(ValueError, match="size"):
+        with pytest.raises(ValueError, match="size of the kernel must be three positive numbers"):
             ellipsoid_kernel(wrong)
     with pytest.raises(ValueError, match=r"no voxel of a block of \(1, 2, 2\) lies in the ellipsoid"):
         ellipsoid_kernel((1, 2, 2))
@@ -297,6 +297,9 @@ def test_errors_say_what_was_expected():
     for small in (masks[:, :, :10], masks[..., :10]):
         with pytest.raises(ValueError, match="smaller than the kernel"):
             window_means(small, time_padding="wrap")
+    for kernel in ((1, 23, 3), (1, 3, 23)):
+        with pytest.raises(ValueError, match="smaller than the kernel"):
+            window_means(masks, kernel)
     with pytest.raises(ValueError, match="stride over time must be 1"):
         window_means(masks, stride=(2, 11, 11))
     with pytest.raises(ValueError, match="reach must not be negative"):
@@ -304,5 +307,5 @@ def test_errors_say_what_was_expected():
     assert window_means(masks[:, :7, :11, :11]).shape == (2, 1, 1, 1), "just one"
     with pytest.raises(ValueError, match="masks of 7x11x10 are smaller"):
         window_means(masks[:, :7, :11, :10])
-    with pytest.raises(ValueError, match="at least 3 frames, got 2"):
-        second_order_difference(masks[:, :2])
+    with pytest.raises(ValueError, match="at least 3 frames, got 1"):
+        second_order_difference(masks[:, :1])

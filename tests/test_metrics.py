@@ -136,7 +136,7 @@ def test_temporal_pointing():
     heat[4, :2, 0] = 2
     assert metrics.temporal_pointing_game(heat, (4, 6)) == pytest.approx(2 / 3), "two of three tied voxels"
     assert metrics.temporal_pointing_game(heat * 0, (1, 3)) == pytest.approx(2 / 6), "chance"
-    for wrong in ((2, 2), (-1, 3), (4, 7)):
+    for wrong in ((2, 2), (-1, 3), (4, 7), ()):
         with pytest.raises(ValueError, match="segment: got .* <= 6"):
             metrics.temporal_pointing_game(heat, wrong)
 
@@ -162,8 +162,9 @@ def test_energy_and_rank_by_hand():
             metric(heat, truth[:1])
         with pytest.raises(ValueError, match="truth: got boxes of 1 frames, expected 2"):
             metric(heat, [box])
-    with pytest.raises(ValueError, match="heatmap: got values down to -4"):
-        metrics.energy_pointing(-heat, truth)
+    for sign, least in ((1, "-4"), (1 / 16, "-0.25")):
+        with pytest.raises(ValueError, match=f"heatmap: got values down to {least}"):
+            metrics.energy_pointing(-heat * sign, truth)
     assert metrics.rank_accuracy(-heat, truth) == 0
 
 
@@ -234,6 +235,15 @@ def test_a_report_averages_in_three_ways():
         np.testing.assert_allclose(found, plain, atol=0.035)  # one frame a video, one class: all the same
     long = metrics.pointing_report([heat[1].expand(9, 40, 40)] * 30, [m * 9 for m in many], [0] * 30)
     assert long.micro == pytest.approx(report.micro), "more frames of the same videos make no video more"
+    two = ([heat[1]] * 2, [[near], [far]], ["a", "a"])  # as an interval of 0 and 1
+    for level, ends in ((0.4, (0.5, 0.5)), (0.6, (0, 1))):
+        found = metrics.pointing_report(*two, level=level)
+        assert found.videos[1:] == found.micro[1:] == found.classes[1:] == ends
+    once = metrics.pointing_report([heat[1]] * 4, [[near], [far], [far], [near]], ["a"] * 4, draws=1)
+    assert once.videos.low == once.videos.high != once.videos.mean, "one draw, and not the videos themselves"
+    for away, hit in ((7, 1), (8, 0)):  # the usual radius
+        box = torch.tensor([[4.0 + away, 0, 30, 30]])
+        assert metrics.pointing_report([heat[1]], [[box]], ["a"]).values.tolist() == [hit]
     with pytest.raises(ValueError, match="labels: got 29 entries, expected 30"):
         metrics.pointing_report([heat[1]] * 30, many, [0] * 29)
     with pytest.raises(ValueError, match="boxes: got none"):
@@ -249,6 +259,7 @@ def test_iou():
     assert metrics.mask_iou(0.5 * truth, truth) == 0, "one half is not above it"
     assert metrics.mask_iou(truth.float(), truth) == 1 and metrics.mask_iou(0.4 * mask, truth) == 0
     assert metrics.mask_iou(mask * 0, truth & False) == 0, "nothing and nothing: no credit"
+    assert metrics.mask_iou(torch.ones(1, 1, 1), torch.ones(1, 1, 1, dtype=torch.bool)) == 1
     with pytest.raises(ValueError, match="truth: got torch.float32 of shape"):
         metrics.mask_iou(mask, truth.float())
 
@@ -298,6 +309,10 @@ def test_interval_covers_the_mean_as_often_as_it_says():
             metrics.interval([1.0], level)
 
 
+def test_a_metric_of_several_clips_keeps_its_name_and_text():
+    assert metrics.flicker.__name__ == "flicker" and "frozen map" in metrics.flicker.__doc__
+
+
 def test_compare_is_paired():
     clips = np.arange(20.0) * 10
     better = metrics.compare(clips + 1, clips)
@@ -328,6 +343,9 @@ def test_null_networks_know_nothing_and_differ():
     one, again, other = (metrics.null_network(size, seed) for seed in (0, 0, 1))
     assert torch.equal(one.probabilities(x), again.probabilities(x))
     assert not torch.equal(one.probabilities(x), other.probabilities(x))
+    assert torch.equal(one.probabilities(x), metrics.null_network(size).probabilities(x))
+    usual, twice = (metrics.null_network(size, **how)(x) for how in ({}, {"signal": 2e-3}))
+    torch.testing.assert_close(twice, 2 * usual)
     blind = metrics.null_network(size, signal=0).probabilities(x)
     assert torch.equal(blind, torch.full((2, 2), 0.5))
     found = explain(one, x[0], ratios=(0.1,), preset="smoke", progress=False, iterations=2)
@@ -344,3 +362,6 @@ def test_border_and_frames_of_known_masks():
     assert metrics.border_bias(middle) == pytest.approx(-area)
     assert metrics.border_bias(torch.flip(middle, [1]).roll(52, 2)) == pytest.approx(1 - area)
     assert metrics.frame_shares(middle).tolist() == pytest.approx([0, 4, 0, 0])
+    large = torch.zeros(1, 1, 1120, 1120)  # a line just inside of 110 pixels of border
+    large[..., 110] = 1
+    assert metrics.border_bias(large) == pytest.approx(220 / 1120 - (1 - 900**2 / 1120**2))
