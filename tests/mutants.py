@@ -133,17 +133,10 @@ def try_all(module: str, chosen: list[tuple[int, str, str, str]], folder: Path) 
 
 
 def report(found: dict[str, tuple[int, list[tuple[int, str, str]]]]) -> str:
-    reasons = {
-        (entry["module"], entry["from"], entry["to"]): entry["reason"]
-        for entry in tomllib.loads((ROOT / "tests" / "survivors.toml").read_text(encoding="utf-8"))[
-            "survivor"
-        ]
-    }
+    known = tomllib.loads((ROOT / "tests" / "survivors.toml").read_text(encoding="utf-8"))["survivor"]
+    reasons = {(entry["module"], entry["from"], entry["to"]): entry["reason"] for entry in known}
     lines = ["# Small faults that the tests notice, and those that they do not", ""]
-    lines += [
-        "Written by `make mutants`: one fault at a time in a copy, the module's own tests run on it.",
-        "",
-    ]
+    lines += ["By `make mutants`: one fault at a time in a copy, the module's own tests run on it.", ""]
     lines += ["| module | faults | noticed | share |", "|---|---|---|---|"]
     for module, (tried, left) in found.items():
         lines.append(f"| {module} | {tried} | {tried - len(left)} | {1 - len(left) / tried:.1%} |")
