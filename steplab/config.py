@@ -67,6 +67,7 @@ class StepConfig:
     ratio_tolerance: float = 0.25  # settled only if the mask's mean is so near to the ratio, relative to it
     # running
     heat_sigma: float = 0.09  # blur of the masks that are summed to a heat map, share of min(H, W)
+    compiled: bool = False  # by torch.compile, on a GPU as CUDA graphs; where that fails, as usual
     precision: str = "auto"  # "auto", "float32" or "bfloat16": of the network's own arithmetic
     callback_every: int = 5  # iterations
 

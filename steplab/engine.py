@@ -4,6 +4,7 @@
 """
 
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from .losses import (
     area_loss_per_frame,
     core_loss,
     ellipsoid_kernel,
+    full_windows,
     gaussian_smooth_time,
     second_order_difference,
 )
@@ -128,6 +130,11 @@ class Descent:
         self.clips, self.ratios = list(clips), list(ratios)
         time, height, width = pixels.shape[2:]
         self.generator = MaskGenerator((time, height, width), config.step, config.sigma, config.boundary)
+        self.generator.weights = self.generator.weights.to(pixels)
+        drawn = self.generator.drawn_size() if config.boundary == "padded" else (height, width)
+        self.whole_size = (time, *drawn)  # of what the losses see
+        self.windows = self.generator.seed_shape[1:] if config.core_layout == "seeds" else None
+        self.core_voxels = float(ellipsoid_kernel(config.core_kernel, False).sum())
         self.perturbation = Perturbation(pixels, config.perturbation, config.blur_sigma)
         over, beside = config.reward_reach
         reaches = (over, beside * min(height, width), beside * min(height, width))
@@ -161,6 +168,12 @@ class Descent:
             self.pressure = self.seeds[0].numel() / PAPER_SEEDS
             self.pace = PAPER_SEEDS / (2 * config.area_weight)
         self.iteration = 0
+        self.compiled: Callable | None = None
+        if config.compiled:
+            on_gpu = pixels.device.type == "cuda"  # there the whole is replayed as a CUDA graph
+            self.compiled = torch.compile(
+                self.measure, dynamic=False, mode="reduce-overhead" if on_gpu else "default"
+            )
         self.terms: dict[str, Tensor] = {}  # of the energy, of the latest iteration
         self.changed = False
 
@@ -192,51 +205,64 @@ class Descent:
         whole = self.generator.whole(seeds)
         return whole, self.generator.crop(whole)
 
-    def energy(self) -> dict[str, Tensor]:
-        """The energy of each item and its parts."""
+    def energy(self, measure: Callable) -> dict[str, Tensor]:
+        """The energy of each item and its parts; `measure` is the method of that name, or it compiled."""
         c = self.config
         ratios = [v * a for v, a in zip(self.targets_now(), self.aims.tolist(), strict=True)]
-        whole, masks = self.masks(self.seeds)
+        core = bool(c.core_weight) and self.iteration >= c.core_start
+        ones = [self._ones(v) for v in ratios]
+        lit, full = torch.tensor(ones, device=self.seeds.device).T
+        parts, masks, log_p = measure(self.seeds, lit, full if core else None)
+        weights = {
+            "area": self.pressure * (c.area_weight * c.area_growth**self.iteration),
+            "core": self.pressure * c.core_weight,
+            "bend": self.pressure * c.second_order_weight,
+            "reward": -c.reward_weight,
+        }
+        terms = {name: weights[name] * part for name, part in parts.items()}
+        self.terms = {name: term.detach() for name, term in terms.items()}
+        found = {name: part for name, part in parts.items() if name in ("area", "core")}
+        found |= {"energy": torch.stack([*terms.values()]).sum(0), "probability": log_p.exp(), "masks": masks}
+        if self.changed:  # on record, since the settings no longer tell
+            found |= {name: torch.full_like(log_p, getattr(c, name)) for name in CHANGEABLE}
+        return {**found, "mean": masks.detach().mean(dim=(1, 2, 3))}
+
+    def _ones(self, ratio: float) -> tuple[int, int]:
+        """How many voxels of a mask (of a frame, if `per_frame`) shall be lit, and how many windows full."""
+        c, size = self.config, self.whole_size
+        lit = round(ratio * int(np.prod(size[1:] if c.per_frame else size)))
+        if c.core_ideal:
+            return lit, int(np.ceil(ratio * np.prod(size) / int(np.prod(c.core_kernel) * 0.5236)))
+        return lit, full_windows(ratio, size, c.core_kernel, self.windows)
+
+    def measure(
+        self, seeds: Tensor, lit: Tensor, full: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """What the energy is a sum of, before weights; the masks; log Phi. `lit`, `full`: see `_ones`.
+
+        All that takes time is in here, and nothing that asks the host for a number: made to be compiled.
+        """
+        c = self.config
+        whole, masks = self.masks(seeds)
         seen = BlurGradient.apply(masks, *self.blurs) if any(c.reward_reach) else masks
         shown = self.perturbation(seen, self.items)
-        if shown.requires_grad:  # tells whether the network's gradient came back
-            shown.register_hook(self._hear)
-        scores = self.score(shown).float()
-        log_p = scores.gather(1, self.targets[:, None])[:, 0]
-        reward = log_p if c.reward == "log" else log_p.exp()
-        area = (area_loss_per_frame if c.per_frame else area_loss)(whole, ratios) / whole[0].numel()
+        if shown.requires_grad and not torch.compiler.is_compiling():
+            shown.register_hook(self._hear)  # tells whether the network's gradient came back
+        log_p = self.score(shown).float().gather(1, self.targets[:, None])[:, 0]
+        voxels = whole[0].numel()
+        area = (area_loss_per_frame if c.per_frame else area_loss)(whole, 0.0, lit) / voxels
         parts = {"area": area}
-        weights = {"area": c.area_weight * c.area_growth**self.iteration}
-        if c.core_weight and self.iteration >= c.core_start:
-            parts["core"], weights["core"] = self._core(whole, ratios), c.core_weight
-        terms = {name: self.pressure * weights[name] * part for name, part in parts.items()}
+        if full is not None:
+            how = c.core_kernel, c.core_stride, c.core_padding
+            loss = core_loss(whole, 0.0, *how, full, c.core_balanced, self.windows)
+            # a sum over windows, each of which stands for the Z voxels in it, is brought to the area's scale
+            parts["core"] = loss if c.core_balanced else loss * (self.core_voxels / voxels)
         if c.second_order_weight and masks.shape[1] > 2:
-            bend = second_order_difference(whole, c.time_wrap) / whole[0].numel()
-            terms["bend"] = self.pressure * c.second_order_weight * bend
-        terms["reward"] = -c.reward_weight * reward
-        self.terms = {name: term.detach() for name, term in terms.items()}
-        parts |= {"energy": torch.stack([*terms.values()]).sum(0), "probability": log_p.exp(), "masks": masks}
-        if self.changed:  # on record, since the settings no longer tell
-            parts |= {name: torch.full_like(log_p, getattr(c, name)) for name in CHANGEABLE}
-        return {**parts, "mean": masks.detach().mean(dim=(1, 2, 3))}
+            parts["bend"] = second_order_difference(whole, c.time_wrap) / voxels
+        return {**parts, "reward": log_p if c.reward == "log" else log_p.exp()}, masks, log_p
 
     def _hear(self, gradient: Tensor | None) -> None:
         self.heard = gradient is not None
-
-    def _core(self, whole: Tensor, ratios: list[float]) -> Tensor:
-        c = self.config
-        size = whole.shape[1:]
-        windows = self.generator.seed_shape[1:] if c.core_layout == "seeds" else None
-        ones = None
-        if c.core_ideal:
-            voxels = int(np.prod(c.core_kernel) * 0.5236)
-            ones = [int(np.ceil(v * np.prod(size) / voxels)) for v in ratios]
-        loss = core_loss(
-            whole, ratios, c.core_kernel, c.core_stride, c.core_padding, ones, c.core_balanced, windows
-        )
-        # a sum over windows, each of which stands for the Z voxels in it, is brought to the area's scale
-        scale = float(ellipsoid_kernel(c.core_kernel, False).sum()) / whole[0].numel()
-        return loss if c.core_balanced else loss * scale
 
     def step(self) -> dict[str, Tensor]:
         """One iteration; returns the parts of the energy before it.
@@ -245,8 +271,7 @@ class Descent:
             ScoresError: the network's gradient does not reach the pixels, or is not finite.
         """
         c, self.heard = self.config, False
-        parts = self.energy()
-        (gradient,) = torch.autograd.grad(parts["energy"].sum(), self.seeds)
+        parts, gradient = self._differentiate()
         if not self.heard:
             raise ScoresError(CUT_OFF)
         if not torch.isfinite(gradient).all():
@@ -264,6 +289,27 @@ class Descent:
             self.aims *= (goal / parts["mean"].clamp(1e-6)) ** c.hold_rate
             self.aims.clamp_(0.3, 1)
         return {k: v.detach() for k, v in parts.items()}
+
+    def _differentiate(self) -> tuple[dict[str, Tensor], Tensor]:
+        """The parts of the energy, and its gradient in the seeds.
+
+        The first iteration is never compiled: there faults of the network show, in its own words.
+        """
+        if self.compiled is not None and self.iteration:
+            try:
+                torch.compiler.cudagraph_mark_step_begin()
+                with torch._dynamo.config.patch(recompile_limit=64):  # methods, ratios at once, L_K or none
+                    parts = self.energy(self.compiled)
+                    (gradient,) = torch.autograd.grad(parts["energy"].sum(), self.seeds)
+                self.heard, parts["masks"] = True, parts["masks"].clone()  # the next replay writes there
+                return parts, gradient
+            except Exception as error:
+                self.compiled = None
+                why = f"{type(error).__name__}: {error}"
+                warnings.warn(f"compiled: goes on without, since {why}", stacklevel=2)
+        parts = self.energy(self.measure)
+        (gradient,) = torch.autograd.grad(parts["energy"].sum(), self.seeds)
+        return parts, gradient
 
     def finish(self, trim: bool = False) -> dict[str, Tensor]:
         """The present masks, seeds and the probabilities they keep, on the CPU; `trim`: none too large."""

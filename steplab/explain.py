@@ -111,13 +111,12 @@ def explain(
     try:
         with untouched(network, device), torch.inference_mode(False), torch.enable_grad():
             run = _Run(network, clips, target, config, device, progress, callback, seed)
-            work = [(c, v) for c in range(len(clips)) for v in ratios]
             size = max_batch or (1 if device.type == "cpu" else 8)
             if isinstance(config, AttributionConfig):
                 run.bar.reset(total=len(clips))
                 for i in range(len(clips)):
                     found += run.attribute(i, method, ratios, size)
-                work = []
+            work = [(c, v) for c in range(len(clips)) for v in ratios][len(found) :]
             for i in range(0, len(work), size):
                 if run.interrupted:
                     break
@@ -196,11 +195,15 @@ class _Run:
     def score(self, pixels: Tensor) -> Tensor:
         """log Phi, (batch, classes). Raises ScoresError: bad scores, and where in the run."""
         with self._naming():
-            if not self.reduced:
-                return self.network.log_probabilities(pixels)
-            pixels = pixels.contiguous(memory_format=torch.channels_last_3d)
-            with torch.autocast(pixels.device.type, torch.bfloat16):
-                return self.network.log_probabilities(pixels)
+            return self.plain_score(pixels)
+
+    def plain_score(self, pixels: Tensor) -> Tensor:
+        """The same without the place, as a compiler can take it in."""
+        if not self.reduced:
+            return self.network.log_probabilities(pixels)
+        pixels = pixels.contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast(pixels.device.type, torch.bfloat16):
+            return self.network.log_probabilities(pixels)
 
     @contextmanager
     def _naming(self):
@@ -224,45 +227,45 @@ class _Run:
             kept = [float(self.score(preserve(m[None].to(pixels)))[0, target].exp()) for m in masks]
         self.bar.update()
         facts = {"heatmap": heat, "history": [], "converged": True}
-        return [
-            {"masks": m, "probability": torch.tensor(p), **facts} for m, p in zip(masks, kept, strict=True)
-        ]
+        pairs = zip(masks, kept, strict=True)
+        return [{"masks": m, "probability": torch.tensor(p), **facts} for m, p in pairs]
 
     def optimise(self, work: list[tuple[int, float]], start: Tensor | None = None) -> list[dict]:
         """Masks of a group of (clip, ratio), each stopped on its own."""
         c = self.config
         clips, ratios = [i for i, _ in work], [v for _, v in work]
-        descent = Descent(self.score, self.pixels, self.targets, clips, ratios, c, start, self.seed)
-        active = list(range(len(work)))
+        descent = Descent(self.plain_score, self.pixels, self.targets, clips, ratios, c, start, self.seed)
+        active = list(range(len(work)))  # of each item in the descent, which of `work` it is
         self.part = found = [{} for _ in work]  # a fault loses none that are finished and in their turn
         histories: list[list[dict]] = [[] for _ in work]
         self.bar.reset(total=c.iterations)
         self.bar.set_description("ratio " + ", ".join(f"{v:g}" for v in dict.fromkeys(ratios)))
-        while active:
-            try:
-                self.where = f"in iteration {descent.iteration + 1} of {c.iterations}, ratio "
-                self.where += ", ".join(f"{v:g}" for v in descent.ratios)
-                with self._naming():
+        with self._naming():
+            while not all(found):
+                try:
+                    which = ", ".join(f"{v:g}" for v in descent.ratios)
+                    self.where = f"in iteration {descent.iteration + 1} of {c.iterations}, ratio {which}"
                     parts = descent.step()
-                rows = {k: v.cpu().tolist() for k, v in parts.items() if k != "masks"}
-                for j, i in enumerate(active):
-                    histories[i].append({k: v[j] for k, v in rows.items()})
-                self.bar.update()
-                if self.callback is not None and descent.iteration % c.callback_every == 0:
-                    self._ask(descent, parts)
-            except KeyboardInterrupt:
-                self.interrupted = True
-            last = descent.iteration >= c.iterations or self.interrupted
-            stop = [j for j, i in enumerate(active) if last or _settled(histories[i], ratios[i], c)]
-            if stop:
-                final = descent.finish(trim=c.hold_rate > 0 and not self.interrupted)
-                for j in stop:
-                    found[active[j]] = {k: v[j] for k, v in final.items()}
-                    whole = _reached(histories[active[j]][-1]["mean"], descent.ratios[j], c)
-                    found[active[j]] |= {"history": histories[active[j]], "converged": whole}
-                keep = [j for j in range(len(active)) if j not in stop]
-                active = [active[j] for j in keep]
-                descent.keep(keep)
+                    rows = {k: v.cpu().tolist() for k, v in parts.items() if k != "masks"}
+                    for j, i in enumerate(active):
+                        histories[i].append({k: v[j] for k, v in rows.items()})
+                    self.bar.update()
+                    if self.callback is not None and descent.iteration % c.callback_every == 0:
+                        self._ask(descent, parts)
+                except KeyboardInterrupt:
+                    self.interrupted = True
+                last = descent.iteration >= c.iterations or self.interrupted
+                left = [j for j, i in enumerate(active) if not found[i]]
+                if stop := [j for j in left if last or _settled(histories[active[j]], ratios[active[j]], c)]:
+                    final = descent.finish(trim=c.hold_rate > 0 and not self.interrupted)
+                    for j in stop:
+                        history, ratio = [*histories[active[j]]], ratios[active[j]]
+                        facts = {"history": history, "converged": _reached(history[-1]["mean"], ratio, c)}
+                        found[active[j]] = {k: v[j] for k, v in final.items()} | facts
+                    if descent.compiled is None:  # compiled code is for as many masks as there were
+                        keep = [j for j in left if j not in stop]
+                        active = [active[j] for j in keep]
+                        descent.keep(keep)
         self.part = []
         return found
 

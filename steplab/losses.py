@@ -22,27 +22,36 @@ TIME_PADDINGS = ("none", "replicate", "wrap")
 class _Ranked(torch.autograd.Function):
     """sum a w1 (x-1)^2 + (1-a) w0 x^2 for each row of x, a = 1 for the k largest values, else 0.
 
-    With w0 = w1 = 1 this is ||vecsort(x) - r||^2 = sum x^2 + k - 2 * (sum of the k largest), so the k-th
-    largest value replaces the sort. Values equal to it share the ones that are left for them equally
-    (a is then a fraction): which of them a sort puts first is an accident of memory order, and would
-    favour the first frames wherever a mask is constant.
+    w0 = w1 = 1, or if `balanced` one over the number of values that each is for. With both 1 this is
+    ||vecsort(x) - r||^2 = sum x^2 + k - 2 * (sum of the k largest), so the k-th largest value replaces the
+    sort. Values equal to it share the ones that are left for them equally (a is then a fraction): which of
+    them a sort puts first is an accident of memory order, and would favour the first frames wherever a mask
+    is constant.
     """
 
     @staticmethod
-    def forward(ctx, rows: Tensor, ones: Sequence[int], weights: Sequence[tuple[float, float]]) -> Tensor:
-        losses, slope = [], torch.empty_like(rows)
-        for x, out, k, (top, rest) in zip(rows.detach(), slope, ones, weights, strict=True):
-            a = _assign(x, k)
-            error = x - a
-            if top == rest:
-                losses.append(top * (torch.dot(error, error) + torch.dot(a, 1 - a)))
-                torch.mul(error, 2 * top, out=out)
-            else:
-                pull, press = a * (x - 1), (1 - a) * x
-                losses.append(top * torch.dot(pull, x - 1) + rest * torch.dot(press, x))
-                torch.add(pull.mul_(2 * top), press, alpha=2 * rest, out=out)
-        ctx.save_for_backward(slope)
-        return torch.stack(losses)
+    def forward(ctx, rows: Tensor, ones: Tensor, balanced: bool) -> Tensor:
+        rows = rows.detach()
+        if one_by_one(rows):
+            losses, slope = [], torch.empty_like(rows)
+            for x, out, k in zip(rows, slope, ones.tolist(), strict=True):
+                a = _assign(x, int(k))
+                error = x - a
+                if not balanced:
+                    losses.append(torch.dot(error, error) + torch.dot(a, 1 - a))
+                    torch.mul(error, 2, out=out)
+                else:
+                    top, rest = 1 / max(k, 1), 1 / max(len(x) - k, 1)
+                    pull, press = a * (x - 1), (1 - a) * x
+                    losses.append(top * torch.dot(pull, x - 1) + rest * torch.dot(press, x))
+                    torch.add(pull.mul_(2 * top), press, alpha=2 * rest, out=out)
+            ctx.save_for_backward(slope)
+            return torch.stack(losses)
+        a, k = _assign_rows(rows, ones), ones[:, None]
+        top, rest = (1 / k.clamp(1), 1 / (rows.shape[1] - k).clamp(1)) if balanced else (1.0, 1.0)
+        pull, press = top * a * (rows - 1), rest * (1 - a) * rows
+        ctx.save_for_backward((2 * (pull + press)).to(rows))
+        return (pull * (rows - 1) + press * rows).sum(1).to(rows)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
@@ -50,21 +59,35 @@ class _Ranked(torch.autograd.Function):
         return slope * gradients[0][:, None], None, None
 
 
+def one_by_one(x: Tensor) -> bool:
+    """Whether to work at one mask after the other, as is best on a CPU.
+
+    An accelerator, and a compiler, take all at once in few operations, without asking the host for a number.
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _assign(x: Tensor, k: int) -> Tensor:
     """The k ones among the largest of x; those tied at the k-th place get equal fractions."""
     if k <= 0:
         return torch.zeros_like(x)
-    if x.device.type == "cpu":  # a partition with vector instructions: several times faster than kthvalue
-        values = x.numpy()
-        lit = values[values > 0]  # most of a converged mask is exactly 0, and ties slow a partition down
-        values = lit if len(lit) >= k else values
-        kth = float(np.partition(values, len(values) - k)[len(values) - k])
-    else:
-        kth = torch.kthvalue(x, len(x) - k + 1).values
+    values = x.numpy()  # a partition with vector instructions: several times faster than kthvalue
+    lit = values[values > 0]  # most of a converged mask is exactly 0, and ties slow a partition down
+    values = lit if len(lit) >= k else values
+    kth = float(np.partition(values, len(values) - k)[len(values) - k])
     above = x > kth
     tied = x == kth
     share = (k - above.sum()) / tied.sum()
     return above.to(x.dtype).add_(tied.to(x.dtype).mul_(share.to(x.dtype)))
+
+
+def _assign_rows(rows: Tensor, ones: Tensor) -> Tensor:
+    """The same for each row, by a sort."""
+    place = (ones - 1).clamp(0)[:, None].long()
+    kth = rows.sort(dim=1, descending=True).values.gather(1, place)
+    above, tied = rows > kth, rows == kth
+    share = (ones - above.sum(1)).clamp(0) / tied.sum(1)  # none are wanted: none is above, and 0 is shared
+    return above.to(rows.dtype) + tied * share.to(rows.dtype)[:, None]
 
 
 def _as_list(ratio: float | Sequence[float] | Tensor, batch: int) -> list[float]:
@@ -80,7 +103,7 @@ def _as_list(ratio: float | Sequence[float] | Tensor, batch: int) -> list[float]
 def area_loss(
     masks: Float[Tensor, "batch time height width"],
     ratio: float | Sequence[float] | Float[Tensor, "batch"],
-    ones: Sequence[int] | None = None,
+    ones: Sequence[int] | Tensor | None = None,
 ) -> Float[Tensor, "batch"]:
     """||vecsort(M) - r_v||^2 over all of T*H*W values together (eq. 5, 6); 0 .. T*H*W, 0 for a binary mask.
 
@@ -95,21 +118,28 @@ def area_loss(
     rows = masks.flatten(1)
     if ones is None:
         ones = [round(v * rows.shape[1]) for v in _as_list(ratio, len(rows))]
-    return _Ranked.apply(rows, ones, [(1.0, 1.0)] * len(rows))
+    return _Ranked.apply(rows, torch.as_tensor(ones, device=rows.device), False)
 
 
 def area_loss_per_frame(
-    masks: Float[Tensor, "batch time height width"], ratio: float | Sequence[float] | Float[Tensor, "batch"]
+    masks: Float[Tensor, "batch time height width"],
+    ratio: float | Sequence[float] | Float[Tensor, "batch"],
+    ones: Sequence[int] | Tensor | None = None,
 ) -> Float[Tensor, "batch"]:
-    """sum_t ||vecsort(m_t) - r_v||^2: the ratio imposed on every frame (EP-3D-Evenly, eq. 10, 11)."""
+    """sum_t ||vecsort(m_t) - r_v||^2: the ratio imposed on every frame (EP-3D-Evenly, eq. 10, 11).
+
+    Arguments as those of :func:`area_loss`, `ones` of a frame.
+    """
     batch, time = masks.shape[:2]
     frames = masks.flatten(0, 1).flatten(1)
-    ones = [round(v * frames.shape[1]) for v in _as_list(ratio, batch) for _ in range(time)]
-    return _Ranked.apply(frames, ones, [(1.0, 1.0)] * len(frames)).view(batch, time).sum(1)
+    if ones is None:
+        ones = [round(v * frames.shape[1]) for v in _as_list(ratio, batch)]
+    each = torch.as_tensor(ones, device=masks.device).repeat_interleave(time)
+    return _Ranked.apply(frames, each, False).view(batch, time).sum(1)
 
 
 def ellipsoid_kernel(
-    size: tuple[int, int, int] = KERNEL, normalised: bool = True
+    size: tuple[int, int, int] = KERNEL, normalised: bool = True, device: torch.device | None = None
 ) -> Float[Tensor, "time height width"]:
     """K of eq. 8 and 9: ones inside the ellipsoid that touches the block's sides, divided by their number Z.
 
@@ -117,19 +147,20 @@ def ellipsoid_kernel(
     1, 45, 69, 81, 69, 45, 1 in its seven frames. `normalised=False` gives the ones themselves.
 
     Raises:
-        ValueError: if a side is not positive, or two sides of 2 leave no voxel inside.
+        ValueError: if a side is not positive, or none is inside: a side of 2, and another that is even.
     """
     if min(size) < 1:
         raise ValueError(f"size of the kernel must be three positive numbers, got {size}")
+    if 2 in size and sum([n % 2 == 0 for n in size]) > 1:
+        raise ValueError(f"size of the kernel: no voxel of a block of {size} lies in the ellipsoid in it")
     # (2i/(n-1) - 1)^2 = (2i-n+1)^2/(n-1)^2, brought to a common denominator; a side of 1 has only its centre
     spans = [max(n - 1, 1) for n in size]
-    common = math.prod(span**2 for span in spans)
+    common = math.prod([span**2 for span in spans])
     parts = [
-        (2 * torch.arange(n) - (n - 1)) ** 2 * (common // s**2) for n, s in zip(size, spans, strict=True)
+        (2 * torch.arange(n, device=device) - (n - 1)) ** 2 * (common // s**2)
+        for n, s in zip(size, spans, strict=True)
     ]
     inside = parts[0][:, None, None] + parts[1][None, :, None] + parts[2][None, None, :] <= common
-    if not inside.any():
-        raise ValueError(f"size of the kernel: no voxel of a block of {size} lies in the ellipsoid in it")
     kernel = inside.to(torch.float32)
     return kernel / kernel.sum() if normalised else kernel
 
@@ -138,6 +169,16 @@ def window_count(ratio: float, size: Sequence[int], kernel: tuple[int, int, int]
     """k = ceil(v T H W / Z) windows should be full: 13/33/65/130/194 for .02/.05/.1/.2/.3 at 16x112x112."""
     ones = int(ellipsoid_kernel(kernel, normalised=False).sum())
     return math.ceil(round(ratio * math.prod(size) / ones, 6))
+
+
+def full_windows(
+    ratio: float, size: Sequence[int], kernel: tuple[int, int, int], windows: tuple[int, int] | None = None
+) -> int:
+    """`window_count`, times as many as there are `windows` for one of the kernel's own stride, if given."""
+    count = window_count(ratio, size, kernel)
+    if windows is None:
+        return count
+    return math.ceil(count * math.prod(windows) * math.prod(kernel[1:]) / math.prod(size[1:]))
 
 
 def window_means(
@@ -163,12 +204,13 @@ def window_means(
     if windows is not None:
         for axis, count in zip((2, 3), windows, strict=True):
             span = kernel[axis - 1]
-            first = ((torch.arange(count) + 0.5) * masks.shape[axis] / count - span / 2).round().long()
-            index = (first[:, None] + torch.arange(span)).flatten() % masks.shape[axis]
-            masks = masks.index_select(axis, index.to(masks.device))
+            place, within = torch.arange(count, device=masks.device), torch.arange(span, device=masks.device)
+            first = ((place + 0.5) * masks.shape[axis] / count - span / 2).round().long()
+            index = (first[:, None] + within).flatten() % masks.shape[axis]
+            masks = masks.index_select(axis, index)
         stride = (1, kernel[1], kernel[2])
     blocks = masks.unfold(2, kernel[1], stride[1]).unfold(3, kernel[2], stride[2])
-    weight = ellipsoid_kernel(kernel).to(masks).flatten(1)  # (T_K, H_K*W_K)
+    weight = ellipsoid_kernel(kernel, device=masks.device).to(masks).flatten(1)  # (T_K, H_K*W_K)
     slices = blocks.reshape(*blocks.shape[:4], -1) @ weight.T  # (batch, T, i, j, T_K)
     if time_padding != "none":
         index = torch.arange(-(kernel[0] // 2), time + (kernel[0] - 1) // 2, device=masks.device)
@@ -184,7 +226,7 @@ def core_loss(
     kernel: tuple[int, int, int] = KERNEL,
     stride: tuple[int, int, int] = STRIDE,
     time_padding: str = "none",
-    ones: Sequence[int] | None = None,
+    ones: Sequence[int] | Tensor | None = None,
     balanced: bool = False,
     windows: tuple[int, int] | None = None,
 ) -> Float[Tensor, "batch"]:
@@ -193,21 +235,15 @@ def core_loss(
     Args:
         masks, ratio: as in :func:`area_loss`.
         kernel, stride, time_padding, windows: of the windows, see :func:`window_means`.
-        ones: k of each mask; default ceil(v T H W / Z), :func:`window_count`, times as many as there are
-            `windows` for one of stride 11 x 11, if they are given.
+        ones: k of each mask; default :func:`full_windows`.
         balanced: mean over the k windows plus mean over the others, as in the published demo, instead of
             the sum over all.
     """
     means = window_means(masks, kernel, stride, time_padding, windows).flatten(1)
     if ones is None:
-        ones = [window_count(v, masks.shape[1:], kernel) for v in _as_list(ratio, len(masks))]
-        if windows is not None:
-            density = math.prod(windows) * kernel[1] * kernel[2] / math.prod(masks.shape[2:])
-            ones = [math.ceil(k * density) for k in ones]
-    count = means.shape[1]
-    ones = [min(k, count) for k in ones]
-    weights = [(1 / max(k, 1), 1 / max(count - k, 1)) if balanced else (1.0, 1.0) for k in ones]
-    return _Ranked.apply(means, ones, weights)
+        ones = [full_windows(v, masks.shape[1:], kernel, windows) for v in _as_list(ratio, len(masks))]
+    ones = torch.as_tensor(ones, device=masks.device).clamp(max=means.shape[1])
+    return _Ranked.apply(means, ones, balanced)
 
 
 def gaussian_smooth_time(
@@ -223,12 +259,12 @@ def gaussian_smooth_time(
     if reach == 0:
         return seeds
     time = seeds.shape[1]
-    offset = torch.arange(-reach, reach + 1)
-    frame = torch.arange(time)[:, None] + offset
+    offset = torch.arange(-reach, reach + 1, device=seeds.device)
+    frame = torch.arange(time, device=seeds.device)[:, None] + offset
     value = torch.exp(-(offset.to(torch.float64) ** 2) / (0.6 * reach)).expand(time, -1)
     if not wrap:
         value = value * ((frame >= 0) & (frame < time))
-    weight = torch.zeros(time, time, dtype=torch.float64)
+    weight = torch.zeros(time, time, dtype=torch.float64, device=seeds.device)
     weight.scatter_add_(1, frame % time, value)
     weight = (weight / weight.sum(dim=1, keepdim=True)).to(seeds)
     return torch.einsum("ut,bthw->buhw", weight, seeds)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from .losses import one_by_one
 from .names import pick
 
 COLDNESS = 20.0  # of the smooth maximum: sum of x * softmax(COLDNESS * x)
@@ -100,7 +101,7 @@ class MaskGenerator:
             raise ValueError(f"seeds must be (batch, {self.seed_shape}), got shape {tuple(seeds.shape)}")
         _, height, width = self.size
         grid = self._surround(seeds)
-        if grid.device.type == "cpu":  # one by one: blocks stay in the cache, and rounding is each one's own
+        if one_by_one(grid):  # blocks stay in the cache, and rounding is each one's own
             drawn = torch.stack([_Drawing.apply(item, self) for item in grid])
         else:
             drawn = self._draw_at_once(grid)

@@ -159,6 +159,8 @@ class Network:
                 f"fn: expected {batch} x {len(self.classes)} scores (classes names {len(self.classes)}), "
                 f"got shape {tuple(scores.shape)}"
             )
+        if torch.compiler.is_compiling():  # asking for values would cut what is compiled in two
+            return
         # A logit of -inf says that a class is impossible; not all of them can be.
         if not (scores < torch.inf).all() or not (scores > -torch.inf).any(dim=1).all():
             raise ScoresError(f"fn: expected finite scores, got {scores.detach().flatten().tolist()[:8]}")
@@ -219,8 +221,7 @@ class Affine:
     def __call__(self, pixels: Float[Tensor, "batch 3 time height width"]) -> Tensor:
         if self.size:
             pixels = pretrained.stretched(pixels, (self.size, self.size))
-        mean, std = (pixels.new_tensor(v).view(1, 3, 1, 1, 1) for v in (self.mean, self.std))
-        return (pixels - mean) / std
+        return pretrained.normalised(pixels, self.mean, self.std)
 
     @classmethod
     def of(cls, preprocess: Callable[[Tensor], Tensor] | None) -> "Affine":

@@ -1,7 +1,7 @@
 """Networks others trained on real pictures: Kinetics-400 models, a consensus of frames, a finder of cuts."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,16 @@ def build(name: str) -> dict[str, Any]:
     return {**made, "name": name}
 
 
+def normalised(
+    pixels: Float[Tensor, "batch 3 time height width"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "batch 3 time height width"]:
+    """(pixels - mean) / std, a mean and a std for each colour."""
+    # made where the pixels are: a copy from the host could not be part of a CUDA graph
+    rows = [torch.stack([pixels.new_full((), v) for v in values]) for values in (mean, std)]
+    centre, spread = (row.view(1, 3, 1, 1, 1) for row in rows)
+    return (pixels - centre) / spread
+
+
 def kinetics_pixels(
     preset: Callable[[Tensor], Tensor],
     crop: int,
@@ -69,8 +79,7 @@ def kinetics_pixels(
     if frames is not None and pixels.shape[2] != frames:
         raise ValueError(f"pixels: got {pixels.shape[2]} frames, expected {frames}, all this network takes")
     if tuple(pixels.shape[-2:]) == (crop, crop):
-        mean, std = (pixels.new_tensor(getattr(preset, v)).view(1, 3, 1, 1, 1) for v in ("mean", "std"))
-        return (pixels - mean) / std
+        return normalised(pixels, preset.mean, preset.std)
     return preset(pixels.permute(0, 2, 1, 3, 4))
 
 
