@@ -23,8 +23,8 @@ import torch
 
 from steplab.explain import Explanation, explain
 from steplab.metrics import compare, mask_iou, pointing_game
-from steplab.networks import load_network
-from steplab.stage import Stage
+from steplab.networks import Network, load_network
+from steplab.stage import Record, Stage
 from steplab.training import grow
 
 TABLE = Path(__file__).with_suffix(".csv")
@@ -41,6 +41,17 @@ def marks(result: Explanation, record, ratio: float) -> dict[str, float]:
         "iterations": int(np.isfinite(result.history["energy"]).sum()),
         "mean / ratio": float(result.masks.mean()) / ratio,
     }
+
+
+def recognised(network: Network, count: int) -> list[Record]:
+    """The first clips of `Stage("action", split="test", seed=1)` that the network gets right."""
+    stage, found, index = Stage("action", split="test", seed=1), [], 0
+    while len(found) < count:
+        record = stage[index]
+        index += 1
+        if int(network.probabilities(record.clip.pixels[None])[0].argmax()) == record.label:
+            found.append(record)
+    return found
 
 
 def parse(text: str) -> dict:
@@ -61,13 +72,8 @@ def known() -> pd.DataFrame:
 def measure(family: str, chosen: argparse.Namespace) -> None:
     """Append a row for each clip, setting and ratio that benchmarks/convergence.csv does not hold yet."""
     torch.set_num_threads(chosen.threads)
-    network, stage = load_network(f"stage-action-{family}"), Stage("action", split="test", seed=1)
-    records, index = [], 0
-    while len(records) < chosen.clips:
-        record = stage[index]
-        index += 1
-        if int(network.probabilities(record.clip.pixels[None])[0].argmax()) == record.label:
-            records.append(record)
+    network = load_network(f"stage-action-{family}")
+    records = recognised(network, chosen.clips)
     settings: dict[str, tuple[str, dict]] = {name: (name, {}) for name in chosen.against}
     for preset in chosen.ours:
         settings |= {preset: (preset, {})}

@@ -26,11 +26,12 @@ class PublishedLoop:
         self.score, self.target, self.ratio = score, target, ratio
         time, height, width = pixels.shape[2:]
         self.layout = MaskGenerator((time, height, width), boundary="padded")  # its numbers, not its code
-        self.seeds = torch.ones(1, *self.layout.seed_shape, requires_grad=True)
+        self.layout.weights = self.layout.weights.to(pixels)
+        self.seeds = torch.ones(1, *self.layout.seed_shape, device=pixels.device, requires_grad=True)
         self.optimiser = torch.optim.SGD([self.seeds], lr=0.05, momentum=0.9, dampening=0.9)
         strengths = [20 * height / 112 * (1 - k / (PYRAMID_LEVELS - 1)) for k in range(PYRAMID_LEVELS)]
         self.pyramid = torch.stack([blur(pixels, s, "zero") if s else pixels for s in strengths])
-        self.kernel = ellipsoid_kernel()[None, None]
+        self.kernel = ellipsoid_kernel(device=pixels.device)[None, None]
         voxels = int(7 * 11 * 11 * 0.5236)
         self.windows = -int(-ratio * time * (height + 22) * (width + 22) // voxels)
         self.iteration = 0
@@ -58,7 +59,9 @@ class PublishedLoop:
         whole = self.masks()
         m = self.layout.margin
         crop = whole[:, :, m : m + self.pyramid.shape[-2], m : m + self.pyramid.shape[-1]]
-        values = whole.flatten()[torch.randperm(whole.numel())].sort(descending=True).values
+        values = (
+            whole.flatten()[torch.randperm(whole.numel(), device=whole.device)].sort(descending=True).values
+        )
         ones = torch.zeros_like(values)
         ones[: int(self.ratio * len(values))] = 1
         energy = 300 * 1.0008668**self.iteration * ((values - ones) ** 2).mean()

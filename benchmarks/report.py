@@ -18,6 +18,7 @@ import time
 from itertools import product
 from pathlib import Path
 
+import accelerator
 import av
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from steplab.metrics import compare
 from steplab.networks import Network
 from steplab.painting import Canvas, encode
 from steplab.study import Study
+from steplab.vgg_lstm import VGG16LSTM
 
 HERE = Path(__file__).resolve().parent
 
@@ -405,6 +407,53 @@ def peers(rounds: int, threads: int) -> tuple[list[str], list, dict]:
     return lines, [], {"ms": found}
 
 
+# ------------------------------------------------------------------------------------------------------ gpu
+
+
+def gpu(rounds: int, threads: int) -> tuple[list[str], list, dict]:
+    """Goals of one GPU where there is one; else what the compiler does on the CPU."""
+    there = torch.cuda.is_available()
+    device = torch.device("cuda" if there else "cpu")
+    if there:
+        names = [str(k) for k in range(400)]
+        vgg = Network(VGG16LSTM(400).eval(), names, output="probability", size=224, name="VGG16LSTM")
+        asked = {large_network(): (1, 2, 4, 8, 16, 32), vgg: (1, 2, 4, 8)}
+    else:
+        asked = {sl.load_network("stage-action-r2plus1d"): (1, 4)}
+    rows, found = [], {}
+    for network, batches in asked.items():
+        mine = [accelerator.iterations(network, device, n, rounds) for n in batches]
+        found[network.name] = {
+            "iterations": mine,
+            **(accelerator.whole(network, device, rounds) if there else {}),
+        }
+        for m in mine:
+            figures = [f"{m[k]:.1f}" for k in ("network", "plain", "compiled")]
+            memory = f"{m['MB, compiled']:.0f}" if there else ""
+            speed = f"{1000 * m['masks'] / m['compiled']:.1f}"
+            rows.append((network.name, int(m["masks"]), *figures, speed, memory))
+    what = torch.cuda.get_device_name() if there else "no GPU in this machine: the compiler's C++ on the CPU"
+    lines = [f"{what}.", ""]
+    head = "network | masks at once | network alone, ms | iteration, ms | compiled, ms | masks a second | MB"
+    lines += table(head, rows)
+    goals = [
+        ("four ratios of a clip on one H100", "≤ 2.0 s", "unmeasured", "**no**"),
+        ("faster than the published loop there", "≥ 60 ×", "unmeasured", "**no**"),
+        ("the network's share of an iteration there", "≥ 85 %", "unmeasured", "**no**"),
+    ]
+    if there:
+        large = found["r2plus1d_18"]
+        spent, four = large["four ratios, s"], large["iterations"][2]
+        faster = 4 * 2000 * large["published"] / 1000 / spent
+        share = four["network"] / four["compiled"]
+        goals = [
+            goal("four ratios of a clip on this GPU", "≤ 2.0 s", f"{spent:.1f} s", spent <= 2),
+            goal("faster than the published loop there", "≥ 60 ×", f"{faster:.0f} ×", faster >= 60),
+            goal("the network's share of an iteration there", "≥ 85 %", f"{share:.0%}", share >= 0.85),
+        ]
+    return lines, goals, found
+
+
 # ----------------------------------------------------------------------------------------------------- size
 
 
@@ -478,6 +527,7 @@ SECTIONS = {
     "many": ("Many clips", many),
     "interactive": ("At a laptop", interactive),
     "decoding": ("Reading videos", decoding),
+    "gpu": ("On a GPU", gpu),
     "paper": ("The paper's experiment", paper),
     "size": ("Larger clips, more ratios", size),
 }

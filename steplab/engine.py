@@ -281,14 +281,17 @@ class Descent:
         if c.hold_rate and self.iteration >= c.shrink:
             self._note(parts["mean"], parts["probability"].detach())
         with torch.no_grad():
-            self.velocity.mul_(c.momentum).add_(gradient, alpha=1 - c.dampening)
-            step = self.velocity * (c.learning_rate * self.pace)
+            step = self.direction(gradient) * (c.learning_rate * self.pace)
             self.seeds.sub_(step.clamp_(-c.largest_step, c.largest_step)).clamp_(0, 1)
             self.iteration += 1
             goal = torch.tensor(self.targets_now()).to(parts["mean"])
             self.aims *= (goal / parts["mean"].clamp(1e-6)) ** c.hold_rate
             self.aims.clamp_(0.3, 1)
         return {k: v.detach() for k, v in parts.items()}
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """Where to go, before the learning rate: the gradient with momentum."""
+        return self.velocity.mul_(self.config.momentum).add_(gradient, alpha=1 - self.config.dampening)
 
     def _differentiate(self) -> tuple[dict[str, Tensor], Tensor]:
         """The parts of the energy, and its gradient in the seeds.
