@@ -1,11 +1,12 @@
-"""Other ways to search for masks beside preset `quick`: what each keeps, and how often it asks the network.
+"""Ways to search for masks: what the masks keep, and how often the network is asked.
 
     python benchmarks/searches.py [--clips 12] [--only NAME ...]
 
-All start, end and are judged alike: one ratio, the same clips of the stage, both narrow networks; a pass is
-one forward and backward of the network for one mask. Reports means, and differences to `quick` paired by clip
-with 95 % bootstrap intervals. Rows go to benchmarks/searches.csv as they come; what is there is not measured
-again: delete it after a change. Writes benchmarks/searches.md from all rows.
+All as preset `quick` but for what the name says, and with the network asked in every iteration; one ratio,
+the same clips of the stage, both narrow networks. A pass is one forward and backward of the network for one
+mask. Reports means, and differences to the first row paired by clip, with 95 % bootstrap intervals. Rows go
+to benchmarks/searches.csv as they come; what is there is not measured again: delete it after a change.
+Writes benchmarks/searches.md from all rows.
 """
 
 import argparse
@@ -50,6 +51,11 @@ class Falling(Descent):
 class LineSearch(Descent):
     """Steps halved, three times at most, until the energy falls."""
 
+    def ask(self, masks, answer):
+        if torch.is_grad_enabled():
+            return super().ask(masks, answer)
+        return answer(masks), torch.zeros_like(masks)  # a try, which only its energy is asked of
+
     def direction(self, gradient):
         ahead, before, c = super().direction(gradient).clone(), self.seeds.detach().clone(), self.config
         now = float(self.terms_sum())
@@ -57,7 +63,7 @@ class LineSearch(Descent):
             with torch.no_grad():
                 step = (ahead * (c.learning_rate * self.pace)).clamp(-c.largest_step, c.largest_step)
                 self.seeds.copy_((before - step).clamp(0, 1))
-                self.energy(self.measure)
+                self.energy(self.draw, self.answer, self.press)
                 fell = float(self.terms_sum()) <= now
                 self.seeds.copy_(before)
             if fell:
@@ -122,51 +128,33 @@ class Warm(Descent):
         return super().finish(trim)
 
 
-class Remembering(Descent):
-    """Asks the network only where the masks have moved; between, its last gradient tells what it says."""
+class Still(Descent):
+    """Asks the network again only where masks have moved, after five iterations at the latest."""
 
-    moved = 0.0  # mean change of a mask since the network was asked last
-    every = 2  # iterations after which it is asked at the latest
-
-    def __init__(self, score, *others):
-        super().__init__(score, *others)
-        self.ask, self.score, self.age = score, self.answer, 0
-        self.known = None
-
-    def answer(self, shown):
-        if self.known is not None and shown.requires_grad:
-            change = float((shown.detach() - self.known[0]).abs().mean())
-            self.age += 1
-            if self.age < self.every and (not self.moved or change < self.moved):
-                return self.known[1] + ((shown - self.known[0]) * self.slope).flatten(1).sum(1)[:, None]
-        scores = self.ask(shown)
-        if shown.requires_grad:
-            self.known, self.age = (shown.detach(), scores.detach()), 0
-            weight = self.config.reward_weight
-            shown.register_hook(lambda g: setattr(self, "slope", -g / weight))
-        return scores
-
-
-class RememberingStill(Remembering):
-    moved, every = 0.003, 5
+    def ask(self, masks, answer):
+        if self.known is None or self.age > 4 or float((masks - self.at).abs().mean()) > 0.01:
+            self.at, self.age = masks.detach(), 0
+            return super().ask(masks, answer)
+        self.age += 1
+        return self.known
 
 
 class Integrated(Descent):
     """As in iGOS: the network's gradient averaged along the way from no mask to this one."""
 
-    def measure(self, seeds, lit, full):
-        parts, masks, log_p = super().measure(seeds, lit, full)
-        along = []
-        for share in (1 / 3, 2 / 3):
-            shown = self.perturbation(share * masks, self.items)
-            along.append(self.score(shown).float().gather(1, self.targets[:, None])[:, 0])
+    def answer(self, masks):
+        log_p = super().answer(masks)
+        along = [super(Integrated, self).answer(share * masks) for share in (1 / 3, 2 / 3)]
         mean = (log_p + sum(along)) / 3
-        parts["reward"] = log_p.detach() + mean - mean.detach()
-        return parts, masks, log_p
+        return log_p.detach() + mean - mean.detach()
 
 
+BASE = "network every time"
 SEARCHES: dict[str, tuple[type[Descent], dict]] = {
-    "quick": (Descent, {}),
+    BASE: (Descent, {}),
+    "network every second time (quick)": (Descent, {"ask_every": 2}),
+    "network every third time": (Descent, {"ask_every": 3}),
+    "network only where masks moved": (Still, {}),
     "no momentum": (Descent, {"momentum": 0.0, "dampening": 0.0}),
     "momentum .9": (Descent, {"momentum": 0.9, "dampening": 0.9}),
     "steps fall from 1.5 to .5": (Falling, {"learning_rate": 0.15}),
@@ -177,8 +165,6 @@ SEARCHES: dict[str, tuple[type[Descent], dict]] = {
     "coarse first, 4 frames": (CoarseInTime, {}),
     "warm start from ratio .2": (Warm, {}),
     "warm start, 8 iterations to shrink": (Warm, {"shrink": 8, "iterations": 40}),
-    "network every second time": (Remembering, {}),
-    "network only where masks moved": (RememberingStill, {}),
     "integrated gradients (iGOS)": (Integrated, {}),
     "integrated, a third of iterations": (Integrated, {"iterations": 24, "shrink": 8, "patience": 3}),
     "half the iterations": (Descent, {"iterations": 30, "shrink": 10, "patience": 3}),
@@ -213,7 +199,14 @@ def measure(family: str, chosen: argparse.Namespace) -> None:
         for name in [n for n in chosen.only if n not in set(rows.search)]:
             door.Descent, more = SEARCHES[name]
             ours, asked = counted(network)
-            ask = {"target": record.label, "method": "step", "preset": "quick", "progress": False, **more}
+            ask = {
+                "target": record.label,
+                "method": "step",
+                "preset": "quick",
+                "progress": False,
+                "ask_every": 1,
+                **more,
+            }
             if door.Descent is Warm:
                 door.explain(ours, record.clip, ratios=(0.2,), **ask)
                 asked.clear()
@@ -229,23 +222,24 @@ def measure(family: str, chosen: argparse.Namespace) -> None:
 
 def report() -> str:
     lines = [
-        "# Other searches beside preset `quick`",
+        "# Ways to search for a mask",
         "",
-        f"STEP, ratio {RATIO:g}, clips of the stage that the network gets right, one mask at a time. A pass",
+        f"STEP, ratio {RATIO:g}, clips of the stage that the network gets right, one mask at a time. All",
+        "as preset `quick` but for what the name says, and with the network asked in every iteration. A pass",
         "is a forward and a backward of the network; a forward alone counts a third. Below each mean, the",
-        "difference to `quick` on the same clips with its 95 % bootstrap interval. In `searches.csv`, by",
-        "`benchmarks/searches.py`, which holds each search in a few lines.",
+        "difference to the first row on the same clips, with its 95 % bootstrap interval. Rows in",
+        "`searches.csv`, by `benchmarks/searches.py`, which holds each search in a few lines.",
     ]
     for family, rows in known().groupby("family"):
         tables = {str(name): part.set_index("clip")[[*KEYS]] for name, part in rows.groupby("search")}
-        base = tables["quick"]
+        base = tables[BASE]
         lines += ["", f"## stage-action-{family}, {len(base)} clips", ""]
         lines += ["| search | " + " | ".join(KEYS) + " |", "|---" * (len(KEYS) + 1) + "|"]
         for name in [n for n in SEARCHES if n in tables]:
             mine = tables[name]
             clips = mine.index.intersection(base.index)
             cells = [f"{mine[k].mean():.3f}" for k in KEYS]
-            if name != "quick":
+            if name != BASE:
                 differences = [compare(mine.loc[clips, k], base.loc[clips, k]) for k in KEYS]
                 cells = [f"{a}<br>{b}" for a, b in zip(cells, differences, strict=True)]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")

@@ -55,6 +55,7 @@ class StepConfig:
     # the descent
     start_noise: float = 0.01  # seeds start at 1 less so much at random: where nothing decides, the seed does
     iterations: int = 2000
+    ask_every: int = 1  # iterations; between, what the network said last is taken to hold, and its gradient
     learning_rate: float = 0.05  # share of the way from 1 to 0 that the area moves a seed, at first
     scale_to_size: bool = True  # weights and learning_rate hold at 16 x 112 x 112; False: at any size
     momentum: float = 0.9
@@ -223,6 +224,7 @@ def make_config(
     config = StepConfig(**{**values, **overrides})
     for name in (
         "iterations",
+        "ask_every",
         "callback_every",
         "learning_rate",
         "largest_step",

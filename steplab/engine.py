@@ -168,12 +168,12 @@ class Descent:
             self.pressure = self.seeds[0].numel() / PAPER_SEEDS
             self.pace = PAPER_SEEDS / (2 * config.area_weight)
         self.iteration = 0
-        self.compiled: Callable | None = None
-        if config.compiled:
-            on_gpu = pixels.device.type == "cuda"  # there the whole is replayed as a CUDA graph
-            self.compiled = torch.compile(
-                self.measure, dynamic=False, mode="reduce-overhead" if on_gpu else "default"
-            )
+        self.known: tuple[Tensor, Tensor] | None = None  # log Phi and slope, as the network said last
+        self.compiled = config.compiled
+        if config.compiled:  # on a GPU they are replayed as CUDA graphs
+            mode = "reduce-overhead" if pixels.device.type == "cuda" else "default"
+            pieces = self.draw, self.answer, self.press
+            self.pieces = tuple(torch.compile(p, dynamic=False, mode=mode) for p in pieces)
         self.terms: dict[str, Tensor] = {}  # of the energy, of the latest iteration
         self.changed = False
 
@@ -199,29 +199,72 @@ class Descent:
             for a, v in zip(self.first_ratios, self.ratios, strict=True)
         ]
 
-    def masks(self, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        """(what the losses see, what the network sees)."""
+    def draw(self, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks: (what the losses see, what the network sees)."""
         seeds = gaussian_smooth_time(seeds, self.config.smooth_reach, self.config.time_wrap)
         whole = self.generator.whole(seeds)
         return whole, self.generator.crop(whole)
 
-    def energy(self, measure: Callable) -> dict[str, Tensor]:
-        """The energy of each item and its parts; `measure` is the method of that name, or it compiled."""
+    def answer(self, masks: Tensor) -> Tensor:
+        """log Phi of the class for each perturbed clip, (items,)."""
+        seen = BlurGradient.apply(masks, *self.blurs) if any(self.config.reward_reach) else masks
+        scores = self.score(self.perturbation(seen, self.items)).float()
+        return scores.gather(1, self.targets[:, None])[:, 0]
+
+    def press(self, whole: Tensor, lit: Tensor, full: Tensor | None) -> dict[str, Tensor]:
+        """What else the energy is a sum of, before weights, (items,) each; `lit`, `full`: see `_ones`."""
+        c, voxels = self.config, whole[0].numel()
+        area = (area_loss_per_frame if c.per_frame else area_loss)(whole, 0.0, lit) / voxels
+        parts = {"area": area}
+        if full is not None:
+            how = c.core_kernel, c.core_stride, c.core_padding
+            loss = core_loss(whole, 0.0, *how, full, c.core_balanced, self.windows)
+            # a sum over windows, each of which stands for the Z voxels in it, is brought to the area's scale
+            parts["core"] = loss if c.core_balanced else loss * (self.core_voxels / voxels)
+        if c.second_order_weight and whole.shape[1] > 2:
+            parts["bend"] = second_order_difference(whole, c.time_wrap) / voxels
+        return parts
+
+    def ask(self, masks: Tensor, answer: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """What the network says: log Phi, (items,), and its term of the energy's gradient in the masks.
+
+        Raises:
+            ScoresError: the gradient does not reach the pixels.
+        """
+        c, masks = self.config, masks.detach().requires_grad_()
+        log_p = answer(masks)
+        term = -c.reward_weight * (log_p if c.reward == "log" else log_p.exp())
+        (slope,) = torch.autograd.grad(term.sum(), masks, allow_unused=True)
+        if slope is None:
+            raise ScoresError(CUT_OFF)
+        return log_p.detach().clone(), slope.clone()
+
+    def energy(self, draw: Callable, answer: Callable, press: Callable) -> dict[str, Tensor]:
+        """The energy of each item and its parts; the arguments are the methods of that name, or compiled.
+
+        Where the network is not asked, what it said last holds: its scores, and its gradient as a plane.
+        """
         c = self.config
         ratios = [v * a for v, a in zip(self.targets_now(), self.aims.tolist(), strict=True)]
-        core = bool(c.core_weight) and self.iteration >= c.core_start
         ones = [self._ones(v) for v in ratios]
         lit, full = torch.tensor(ones, device=self.seeds.device).T
-        parts, masks, log_p = measure(self.seeds, lit, full if core else None)
+        whole, masks = draw(self.seeds)
+        if self.known is None or self.iteration % c.ask_every == 0:
+            self.known = self.ask(masks, answer)
+        log_p, slope = self.known
+        plane = (slope * masks).flatten(1).sum(1)
+        core = bool(c.core_weight) and self.iteration >= c.core_start
+        parts = press(whole, lit, full if core else None)
         weights = {
             "area": self.pressure * (c.area_weight * c.area_growth**self.iteration),
             "core": self.pressure * c.core_weight,
             "bend": self.pressure * c.second_order_weight,
-            "reward": -c.reward_weight,
         }
         terms = {name: weights[name] * part for name, part in parts.items()}
+        reward = log_p if c.reward == "log" else log_p.exp()
+        terms["reward"] = -c.reward_weight * reward + (plane - plane.detach())
         self.terms = {name: term.detach() for name, term in terms.items()}
-        found = {name: part for name, part in parts.items() if name in ("area", "core")}
+        found = {name: part for name, part in parts.items() if name != "bend"}
         found |= {"energy": torch.stack([*terms.values()]).sum(0), "probability": log_p.exp(), "masks": masks}
         if self.changed:  # on record, since the settings no longer tell
             found |= {name: torch.full_like(log_p, getattr(c, name)) for name in CHANGEABLE}
@@ -235,50 +278,19 @@ class Descent:
             return lit, int(np.ceil(ratio * np.prod(size) / int(np.prod(c.core_kernel) * 0.5236)))
         return lit, full_windows(ratio, size, c.core_kernel, self.windows)
 
-    def measure(
-        self, seeds: Tensor, lit: Tensor, full: Tensor | None
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """What the energy is a sum of, before weights; the masks; log Phi. `lit`, `full`: see `_ones`.
-
-        All that takes time is in here, and nothing that asks the host for a number: made to be compiled.
-        """
-        c = self.config
-        whole, masks = self.masks(seeds)
-        seen = BlurGradient.apply(masks, *self.blurs) if any(c.reward_reach) else masks
-        shown = self.perturbation(seen, self.items)
-        if shown.requires_grad and not torch.compiler.is_compiling():
-            shown.register_hook(self._hear)  # tells whether the network's gradient came back
-        log_p = self.score(shown).float().gather(1, self.targets[:, None])[:, 0]
-        voxels = whole[0].numel()
-        area = (area_loss_per_frame if c.per_frame else area_loss)(whole, 0.0, lit) / voxels
-        parts = {"area": area}
-        if full is not None:
-            how = c.core_kernel, c.core_stride, c.core_padding
-            loss = core_loss(whole, 0.0, *how, full, c.core_balanced, self.windows)
-            # a sum over windows, each of which stands for the Z voxels in it, is brought to the area's scale
-            parts["core"] = loss if c.core_balanced else loss * (self.core_voxels / voxels)
-        if c.second_order_weight and masks.shape[1] > 2:
-            parts["bend"] = second_order_difference(whole, c.time_wrap) / voxels
-        return {**parts, "reward": log_p if c.reward == "log" else log_p.exp()}, masks, log_p
-
-    def _hear(self, gradient: Tensor | None) -> None:
-        self.heard = gradient is not None
-
     def step(self) -> dict[str, Tensor]:
         """One iteration; returns the parts of the energy before it.
 
         Raises:
             ScoresError: the network's gradient does not reach the pixels, or is not finite.
         """
-        c, self.heard = self.config, False
+        c = self.config
         parts, gradient = self._differentiate()
-        if not self.heard:
-            raise ScoresError(CUT_OFF)
         if not torch.isfinite(gradient).all():
             raise ScoresError(
                 "fn: expected scores with a finite gradient, got NaN or inf; occlusion and rise need none"
             )
-        if c.hold_rate and self.iteration >= c.shrink:
+        if c.hold_rate and self.iteration >= c.shrink and self.iteration % c.ask_every == 0:
             self._note(parts["mean"], parts["probability"].detach())
         with torch.no_grad():
             step = self.direction(gradient) * (c.learning_rate * self.pace)
@@ -298,19 +310,19 @@ class Descent:
 
         The first iteration is never compiled: there faults of the network show, in its own words.
         """
-        if self.compiled is not None and self.iteration:
+        if self.compiled and self.iteration:
             try:
                 torch.compiler.cudagraph_mark_step_begin()
                 with torch._dynamo.config.patch(recompile_limit=64):  # methods, ratios at once, L_K or none
-                    parts = self.energy(self.compiled)
+                    parts = self.energy(*self.pieces)
                     (gradient,) = torch.autograd.grad(parts["energy"].sum(), self.seeds)
-                self.heard, parts["masks"] = True, parts["masks"].clone()  # the next replay writes there
+                parts["masks"] = parts["masks"].clone()  # the next replay writes there
                 return parts, gradient
             except Exception as error:
-                self.compiled = None
+                self.compiled = False
                 why = f"{type(error).__name__}: {error}"
                 warnings.warn(f"compiled: goes on without, since {why}", stacklevel=2)
-        parts = self.energy(self.measure)
+        parts = self.energy(self.draw, self.answer, self.press)
         (gradient,) = torch.autograd.grad(parts["energy"].sum(), self.seeds)
         return parts, gradient
 
@@ -321,10 +333,8 @@ class Descent:
             if trim:
                 seeds = torch.where((self.best >= 0)[:, None, None, None], self.best_seeds, seeds)
                 seeds = self._trim(seeds)
-            _, masks = self.masks(seeds)
-            scores = self.score(self.perturbation(masks, self.items)).float()
-        kept = scores.gather(1, self.targets[:, None])[:, 0].exp()
-        found = {"masks": masks, "probability": kept, "seeds": seeds}
+            _, masks = self.draw(seeds)
+            found = {"masks": masks, "probability": self.answer(masks).exp(), "seeds": seeds}
         return {k: v.detach().cpu().clone() for k, v in found.items()}
 
     def _note(self, mean: Tensor, probability: Tensor) -> None:
@@ -343,7 +353,7 @@ class Descent:
             return (seeds - shift[:, None, None, None]).clamp(min=0)
 
         def larger(shift: Tensor) -> Tensor:
-            return self.masks(lower(shift))[1].mean(dim=(1, 2, 3)) > goal
+            return self.draw(lower(shift))[1].mean(dim=(1, 2, 3)) > goal
 
         over = larger(low)
         for _ in range(10 if over.any() else 0):
@@ -360,6 +370,7 @@ class Descent:
         for name in ("items", "targets", "velocity", "aims", "best", "best_seeds"):
             setattr(self, name, getattr(self, name)[index])
         self.seeds = self.seeds.detach()[index].requires_grad_()
+        self.known = None
 
 
 class BlurGradient(torch.autograd.Function):

@@ -262,7 +262,7 @@ class _Run:
                         history, ratio = [*histories[active[j]]], ratios[active[j]]
                         facts = {"history": history, "converged": _reached(history[-1]["mean"], ratio, c)}
                         found[active[j]] = {k: v[j] for k, v in final.items()} | facts
-                    if descent.compiled is None:  # compiled code is for as many masks as there were
+                    if not descent.compiled:  # compiled code is for as many masks as there were
                         keep = [j for j in left if j not in stop]
                         active = [active[j] for j in keep]
                         descent.keep(keep)

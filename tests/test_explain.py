@@ -219,6 +219,33 @@ def test_no_iteration_moves_a_seed_further_than_the_largest_step():
     assert moves[0.05] <= 0.05 + 1e-6 < 0.1 < moves[1.0]
 
 
+@pytest.mark.parametrize("method", ["step", "ep3d-second-order"])
+def test_of_a_network_that_is_a_plane_nothing_new_is_learnt_by_asking_again(method):
+    """log Phi linear in the pixels, and so in the masks: asked every third time the search is the same."""
+    weight = torch.randn(3, *SIZE, generator=torch.Generator().manual_seed(3))
+    asked = []
+
+    def fn(pixels):
+        asked.append(pixels.requires_grad)
+        p = (3 * (pixels * weight).mean((1, 2, 3, 4)) - 1).exp()
+        return torch.stack([p, 1 - p], 1)
+
+    network, (clip, _) = Network(fn, ("a", "b"), output="probability"), spotted_clip()
+    ask = {"method": method, "ratios": (0.2,), "preset": "lesson", "iterations": 14, "progress": False}
+    ask |= {"patience": 0, "shrink": 5}
+    often = explain(network, clip, "a", **ask)
+    assert sum(asked) == 14
+    asked.clear()
+    seldom = explain(network, clip, "a", ask_every=3, **ask)
+    assert sum(asked) == 5
+    torch.testing.assert_close(often.masks, seldom.masks, rtol=0, atol=1e-4)
+    torch.testing.assert_close(often.probability, seldom.probability, rtol=0, atol=1e-5)
+    known = seldom.history["probability"][0]
+    assert (known == np.repeat(known[::3], 3)[:14]).all(), "what is on record was computed"
+    np.testing.assert_allclose(known[::3], often.history["probability"][0, ::3], atol=1e-5)
+    assert often.masks.std() > 0.01 and len(set(known)) == 5, "they have moved"
+
+
 def test_published_masks_keep_off_the_edge():
     size = (6, 56, 56)
     pixels = torch.rand(4, 3, *size, generator=torch.Generator().manual_seed(0))
@@ -598,6 +625,7 @@ def bad(**changes):
         (bad(preset="fast"), "preset"),
         (bad(learning_rte=1), "learning_rte"),
         (bad(iterations=0), "iterations"),
+        (bad(ask_every=0), "ask_every"),
         (bad(reward="p"), "reward"),
         (bad(boundary="mirror"), "boundary"),
         (bad(perturbation="noise"), "perturbation"),
