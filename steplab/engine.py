@@ -94,7 +94,8 @@ class State:
         iteration: how many iterations are done, from 1; `iterations`: how many there are at most.
         clips, ratios: of each mask in work, which clip (from 0) and which ratio.
         masks: (items, T, H, W) in [0,1].
-        probability, energy: (items,) of those masks, before this iteration's step.
+        probability, energy: (items,) of those masks, before this iteration's step; where the network was not
+            asked (`ask_every`), by what it said last.
         terms: the energy's terms with their weights, by name ("area", "reward", for STEP "core"): (items,)
             each; their sum is the energy.
     """
