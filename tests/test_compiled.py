@@ -17,7 +17,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from steplab import losses
 from steplab.config import METHODS, make_config
 from steplab.engine import Descent
 from steplab.explain import explain
@@ -44,37 +43,6 @@ def has_compiler() -> bool:
         return bool(cpp_builder.get_cpp_compiler())
     except Exception:
         return False
-
-
-@pytest.mark.parametrize("kind", ["drawn", "half of them alike", "all alike", "steps"])
-@pytest.mark.parametrize("loss", ["area", "each frame", "windows, one sum", "windows, two means"])
-def test_all_rows_at_once_are_the_same_losses(loss, kind, monkeypatch):
-    """With ties, none wanted and all wanted: the values and the gradients of one row after the other."""
-    masks = torch.rand(4, *SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    if kind == "half of them alike":
-        masks[:, :4] = 0.5
-    elif kind == "all alike":
-        masks[:] = 0.25
-    elif kind == "steps":
-        masks = (4 * masks).floor() / 4
-    ratio, kernel = [0.0, 0.1, 0.5, 1.0], (3, 7, 7)
-    how = {"kernel": kernel, "stride": (1, 7, 7), "time_padding": "wrap"}
-
-    def found():
-        leaf = masks.clone().requires_grad_()
-        if loss == "area":
-            value = losses.area_loss(leaf, ratio)
-        elif loss == "each frame":
-            value = losses.area_loss_per_frame(leaf, ratio)
-        else:
-            value = losses.core_loss(leaf, ratio, balanced=loss.endswith("means"), **how)
-        return value.detach(), torch.autograd.grad((value * torch.arange(1, 5)).sum(), leaf)[0]
-
-    one_by_one = found()
-    monkeypatch.setattr(losses, "one_by_one", lambda x: False)
-    for a, b in zip(one_by_one, found(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)  # of ones shared in float32
-    assert one_by_one[1].abs().max() > 0
 
 
 class OnHost(TorchDispatchMode):
