@@ -110,6 +110,7 @@ class State:
     terms: dict[str, Float[Tensor, "items"]]
 
 
+ADAM_MEMORY = 0.9  # of the squared gradient; the usual .999 would remember the whole of a short search
 CHANGEABLE = ("area_weight", "core_weight", "learning_rate")  # constants that a callback may change
 
 
@@ -161,6 +162,7 @@ class Descent:
         )  # probability kept by the best mask not larger than its ratio
         self.best_seeds = self.seeds.detach()
         self.velocity = torch.zeros_like(self.seeds, requires_grad=False)
+        self.square = torch.zeros_like(self.velocity)
         # d(area / N) / d(seed) is at first 2 / number of seeds: the larger the clip, the weaker each seed is
         # pressed, while the network pulls as before. So each is pressed as in the paper's 16 x 112 x 112,
         # where there are 4096, and moves at first by `learning_rate`.
@@ -294,7 +296,8 @@ class Descent:
         if c.hold_rate and self.iteration >= c.shrink and self.iteration % c.ask_every == 0:
             self._note(parts["mean"], parts["probability"].detach())
         with torch.no_grad():
-            step = self.direction(gradient) * (c.learning_rate * self.pace)
+            rate = c.learning_rate * c.rate_fall ** (self.iteration / c.iterations)
+            step = self.direction(gradient) * (rate * self.pace)
             self.seeds.sub_(step.clamp_(-c.largest_step, c.largest_step)).clamp_(0, 1)
             self.iteration += 1
             goal = torch.tensor(self.targets_now()).to(parts["mean"])
@@ -303,8 +306,17 @@ class Descent:
         return {k: v.detach() for k, v in parts.items()}
 
     def direction(self, gradient: Tensor) -> Tensor:
-        """Where to go, before the learning rate: the gradient with momentum."""
-        return self.velocity.mul_(self.config.momentum).add_(gradient, alpha=1 - self.config.dampening)
+        """Where to go, before the learning rate: the gradient with momentum, or Adam's (Kingma, Ba 2015).
+
+        Adam moves every seed by about the learning rate, however little it matters to the energy.
+        """
+        c, past = self.config, self.iteration + 1
+        self.velocity.mul_(c.momentum).add_(gradient, alpha=1 - c.dampening)
+        if c.optimiser == "momentum":
+            return self.velocity
+        self.square.mul_(ADAM_MEMORY).addcmul_(gradient, gradient, value=1 - ADAM_MEMORY)
+        spread = (self.square / (1 - ADAM_MEMORY**past)).sqrt().add_(1e-8)
+        return self.velocity / ((1 - c.momentum**past) * self.pace * spread)
 
     def _differentiate(self) -> tuple[dict[str, Tensor], Tensor]:
         """The parts of the energy, and its gradient in the seeds.
@@ -368,7 +380,7 @@ class Descent:
         index = torch.tensor(list(which), dtype=torch.long, device=self.seeds.device)
         self.clips, self.ratios = [self.clips[j] for j in which], [self.ratios[j] for j in which]
         self.first_ratios = [self.first_ratios[j] for j in which]
-        for name in ("items", "targets", "velocity", "aims", "best", "best_seeds"):
+        for name in ("items", "targets", "velocity", "square", "aims", "best", "best_seeds"):
             setattr(self, name, getattr(self, name)[index])
         self.seeds = self.seeds.detach()[index].requires_grad_()
         self.known = None

@@ -246,6 +246,30 @@ def test_of_a_network_that_is_a_plane_nothing_new_is_learnt_by_asking_again(meth
     assert often.masks.std() > 0.01 and len(set(known)) == 5, "they have moved"
 
 
+def test_adam_is_torchs():
+    config = make_config("step", "quick", SIZE, {"optimiser": "adam"})
+    pixels = torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    descent = Descent(lambda x: x, pixels, [0], [0, 0], [0.1, 0.2], config)
+    theirs = torch.zeros_like(descent.seeds, requires_grad=True)
+    adam = torch.optim.Adam([theirs], lr=config.learning_rate, betas=(config.momentum, 0.9))
+    before = theirs.detach().clone()
+    for k in range(5):
+        gradient = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(k)) * 10.0 ** (k - 3)
+        theirs.grad = gradient
+        adam.step()
+        step = descent.direction(gradient) * (config.learning_rate * descent.pace)
+        torch.testing.assert_close(before - theirs.detach(), step, rtol=1e-4, atol=1e-6)
+        before = theirs.detach().clone()
+        descent.iteration += 1
+        if k == 2:  # one of the two goes on alone
+            descent.keep([1])
+            theirs, before = theirs[1:].detach().requires_grad_(), before[1:]
+            (state,) = adam.state.values()
+            state = {name: value[1:] if value.ndim else value for name, value in state.items()}
+            adam = torch.optim.Adam([theirs], lr=config.learning_rate, betas=(config.momentum, 0.9))
+            adam.state[theirs] = state
+
+
 def test_published_masks_keep_off_the_edge():
     size = (6, 56, 56)
     pixels = torch.rand(4, 3, *size, generator=torch.Generator().manual_seed(0))
@@ -626,6 +650,8 @@ def bad(**changes):
         (bad(learning_rte=1), "learning_rte"),
         (bad(iterations=0), "iterations"),
         (bad(ask_every=0), "ask_every"),
+        (bad(optimiser="sgd"), "optimiser"),
+        (bad(optimiser="adam", dampening=0.9), "dampening"),
         (bad(reward="p"), "reward"),
         (bad(boundary="mirror"), "boundary"),
         (bad(perturbation="noise"), "perturbation"),
