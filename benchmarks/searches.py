@@ -212,10 +212,10 @@ def report() -> str:
         "",
         f"STEP, ratio {RATIO:g}, clips of the stage that the network gets right, one mask at a time. All",
         "as preset `quick` but for what the name says, and, where it says nothing of them, with plain",
-        "momentum, steps alike and the network asked in every iteration. A pass",
-        "is a forward and a backward of the network; a forward alone counts a third. Below each mean, the",
-        "difference to the first row on the same clips, with its 95 % bootstrap interval. Rows in",
-        "`searches.csv`, by `benchmarks/searches.py`, which holds each search in a few lines.",
+        "momentum, steps alike and the network asked in every iteration. A pass is a forward and a backward",
+        "of the network; a forward alone counts a third. Below each mean, the difference to the first row on",
+        "the same clips, with its 95 % bootstrap interval. Rows in `searches.csv`, by",
+        "`benchmarks/searches.py`, which holds each search in a few lines.",
     ]
     for family, rows in known().groupby("family"):
         tables = {str(name): part.set_index("clip")[[*KEYS]] for name, part in rows.groupby("search")}

@@ -69,9 +69,9 @@ def explain(
             guided-backprop, deconvolution, deep-lift, occlusion, lime, random, middle, motion.
         ratios: preservation ratios, each in (0, 1). In frames well below 112 px discs leave gaps between the
             seeds: with `step` 7 the largest mask has a mean of .89 at 42 px, .59 at 28 px, .34 at 21 px.
-        preset: smoke (seconds; to see that it runs), quick (half the iterations of lesson, by Adam; keeps less
-            where a ratio is tight), lesson, paper (2000 iterations) or released (the published demo's reading
-            of the paper). Baselines take few samples in smoke, else the full number.
+        preset: smoke (seconds; to see that it runs), quick (half the iterations of lesson, by Adam; keeps
+            less where a ratio is tight), lesson, paper (2000 iterations) or released (the published demo's
+            reading of the paper). Baselines take few samples in smoke, else the full number.
         seed: of the small noise that masks start with, or of a baseline's samples; the same call gives the
             same masks on the same device.
         device: where to compute; default: where the network is.
