@@ -29,6 +29,13 @@ RATIO = 0.1
 KEYS = ("probability", "IoU", "S-PT", "mean / ratio", "passes")
 
 
+class Falling(Descent):
+    """Steps that become a third as long by the end."""
+
+    def direction(self, gradient):
+        return super().direction(gradient) * 3 ** -(self.iteration / self.config.iterations)
+
+
 class LineSearch(Descent):
     """Steps halved, three times at most, until the energy falls."""
 
@@ -131,15 +138,12 @@ class Integrated(Descent):
 
 
 BASE = "momentum .5, steps alike, network every time"
-PLAIN = {"optimiser": "momentum", "learning_rate": 0.1, "rate_fall": 1.0}
+PLAIN = {"optimiser": "momentum"}
 SEARCHES: dict[str, tuple[type[Descent], dict]] = {
     BASE: (Descent, {}),
-    "steps fall from 1.5 to .5": (Descent, {"learning_rate": 0.15, "rate_fall": 1 / 3}),
-    "Adam": (Descent, {"optimiser": "adam"}),
-    "Adam, steps fall from 1.5 to .5 (`quick`)": (
-        Descent,
-        {"optimiser": "adam", "learning_rate": 0.15, "rate_fall": 1 / 3},
-    ),
+    "Adam (`quick`)": (Descent, {"optimiser": "adam"}),
+    "steps fall from 1.5 to .5": (Falling, {"learning_rate": 0.15}),
+    "Adam, steps fall from 1.5 to .5": (Falling, {"learning_rate": 0.15, "optimiser": "adam"}),
     "network every second time": (Descent, {"ask_every": 2}),
     "network every third time": (Descent, {"ask_every": 3}),
     "network only where masks moved": (Still, {}),

@@ -57,7 +57,6 @@ class StepConfig:
     iterations: int = 2000
     ask_every: int = 1  # iterations; between, what the network said last is taken to hold, and its gradient
     learning_rate: float = 0.05  # share of the way from 1 to 0 that the area moves a seed, at first
-    rate_fall: float = 1.0  # learning rate of the last iteration over that of the first
     scale_to_size: bool = True  # weights and learning_rate hold at 16 x 112 x 112; False: at any size
     optimiser: str = "momentum"  # or "adam", for which dampening must equal momentum
     momentum: float = 0.9
@@ -164,16 +163,8 @@ PRESETS: dict[str, dict] = {
         "momentum": 0.5,
         "dampening": 0.5,
     },
-    # Of all that was tried to be quick (benchmarks/searches.md), Adam with falling steps kept most.
-    "quick": {
-        **_LESSON,
-        "iterations": 60,
-        "shrink": 20,
-        "patience": 5,
-        "optimiser": "adam",
-        "learning_rate": 0.15,
-        "rate_fall": 1 / 3,
-    },
+    # Of what was tried to be quick (benchmarks/searches.md), Adam is the simplest that kept more in less.
+    "quick": {**_LESSON, "iterations": 60, "shrink": 20, "patience": 5, "optimiser": "adam"},
     "lesson": _LESSON,
     # The published demo's step is .0073 of the way at 16 x 112 x 112. Much larger ones overshoot: with
     # momentum .9 seeds go on falling for ten iterations, and dead ones hardly come back.
@@ -238,7 +229,6 @@ def make_config(
         "ask_every",
         "callback_every",
         "learning_rate",
-        "rate_fall",
         "largest_step",
         "heat_sigma",
         "area_weight",

@@ -296,8 +296,7 @@ class Descent:
         if c.hold_rate and self.iteration >= c.shrink and self.iteration % c.ask_every == 0:
             self._note(parts["mean"], parts["probability"].detach())
         with torch.no_grad():
-            rate = c.learning_rate * c.rate_fall ** (self.iteration / c.iterations)
-            step = self.direction(gradient) * (rate * self.pace)
+            step = self.direction(gradient) * (c.learning_rate * self.pace)
             self.seeds.sub_(step.clamp_(-c.largest_step, c.largest_step)).clamp_(0, 1)
             self.iteration += 1
             goal = torch.tensor(self.targets_now()).to(parts["mean"])
