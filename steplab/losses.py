@@ -147,7 +147,7 @@ def ellipsoid_kernel(
     1, 45, 69, 81, 69, 45, 1 in its seven frames. `normalised=False` gives the ones themselves.
 
     Raises:
-        ValueError: if a side is not positive, or none is inside: a side of 2, and another that is even.
+        ValueError: if a side is not positive, or no voxel lies inside: one side is 2, and another is even.
     """
     if min(size) < 1:
         raise ValueError(f"size of the kernel must be three positive numbers, got {size}")

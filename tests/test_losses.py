@@ -1,5 +1,6 @@
 import math
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import pytest
@@ -342,3 +343,14 @@ def test_all_rows_at_once_are_the_same_losses(loss, kind, monkeypatch):
     for a, b in zip(one_by_one, found(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)  # of ones shared in float32
     assert one_by_one[1].abs().max() > 0
+
+
+def test_a_kernel_is_refused_where_no_voxel_lies_inside_and_nowhere_else():
+    """By fractions: the voxels nearest to the middle decide."""
+    for size in product(range(1, 8), repeat=3):
+        nearest = [min(Fraction(2 * i - n + 1, max(n - 1, 1)) ** 2 for i in range(n)) for n in size]
+        if sum(nearest) > 1:
+            with pytest.raises(ValueError, match="no voxel"):
+                ellipsoid_kernel(size)
+        else:
+            assert ellipsoid_kernel(size, normalised=False).sum() >= 1
