@@ -434,7 +434,7 @@ def gpu(rounds: int, threads: int) -> tuple[list[str], list, dict]:
             rows.append((network.name, int(m["masks"]), *figures, speed, memory))
     what = torch.cuda.get_device_name() if there else "no GPU in this machine: the compiler's C++ on the CPU"
     lines = [f"{what}.", ""]
-    head = "network | masks at once | network alone, ms | iteration, ms | compiled, ms | masks a second | MB"
+    head = "network | masks at once | network alone, ms | iteration, ms | compiled, ms | mask iterations a second | MB"
     lines += table(head, rows)
     goals = [
         ("four ratios of a clip on one H100", "≤ 2.0 s", "unmeasured", "**no**"),
