@@ -496,7 +496,8 @@ def test_a_kernel_that_is_killed_is_told_of_and_not_tried_again(tmp_path):
     cell = "import os, signal\nopen('tries', 'a').write('x')\nos.kill(os.getpid(), signal.SIGKILL)"
     path = notebook(tmp_path / "a.ipynb", TABLE, f"import os\nos.chdir({str(tmp_path)!r})\n{cell}")
     (run,) = run_tables([str(path)], out=tmp_path / "out", timeout=120)
-    assert run.error == "cell [3] 'import os': its kernel died: killed, most likely for want of memory"
+    said = r"cell \[(3|\*)\] 'import os': its kernel died: killed, most likely for want of memory"
+    assert re.fullmatch(said, run.error)  # a kernel that dies at once may not have told its number
     assert (tmp_path / "tries").read_text() == "x", "once is enough"
     assert "out/table-1.csv" not in run.files and "a/table-1.csv" in run.files, "what it had published stays"
 
