@@ -1,4 +1,5 @@
-"""Speed, each part beside what it replaces, in one run: `make bench` writes report.md and report.json.
+"""Speed, each part beside what it replaces, in one run: `make bench` writes report.md and report.json,
+or report-avx2.md and .json where the CPU has no arithmetic for bfloat16.
 
     python benchmarks/report.py [--threads 2] [--rounds 7] [--only SECTION ...]
 
@@ -43,6 +44,8 @@ from steplab.study import Study
 from steplab.vgg_lstm import VGG16LSTM
 
 HERE = Path(__file__).resolve().parent
+KIND = torch.backends.cpu.get_cpu_capability()
+NAME = "report" if torch.cpu._is_avx512_bf16_supported() else f"report-{KIND.lower()}"
 
 
 def large_network() -> Network:
@@ -498,7 +501,7 @@ def size(rounds: int, threads: int) -> tuple[list[str], list, dict]:
             for case, ms, mb in zip(cases, spent, taken, strict=True)
         ]
     lines = table("what grows | to | ms an iteration | MB at most", rows)
-    lines += ["![Time and memory against size](report.png)", ""]
+    lines += [f"![Time and memory against size]({NAME}.png)", ""]
     draw(found)
     goals = []
     for k, what in enumerate(("time", "memory")):
@@ -526,7 +529,7 @@ def draw(found: dict) -> None:
             if not column:
                 axis.set_ylabel(("an iteration, ms", "at most, MB")[row])
     axes[0, 0].legend(frameon=False)
-    figure.savefig(HERE / "report.png", dpi=90)
+    figure.savefig(HERE / f"{NAME}.png", dpi=90)
 
 
 # ----------------------------------------------------------------------------------------- lessons and tests
@@ -616,16 +619,16 @@ def missed(goals: list) -> list[str]:
 
 
 def write(done: dict, threads: int, rounds: int) -> None:
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
+    machine = f"{os.cpu_count()} cores, {platform.machine()} ({KIND}), Python {platform.python_version()}, "
     machine += f"torch {torch.__version__}"
     lines = ["# Speed", "", f"By `make bench`: {machine}; {threads} threads, medians of {rounds}.", ""]
     reached = [row for _, goals, _ in done.values() for row in goals]
     lines += table("goal | wanted | reached | met", reached) + missed(reached)
     for name, (part, _, _) in done.items():
         lines += [f"## {SECTIONS[name][0]}", "", *part]
-    (HERE / "report.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    (HERE / f"{NAME}.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     data = {"machine": machine, "threads": threads, **{name: facts for name, (_, _, facts) in done.items()}}
-    (HERE / "report.json").write_text(json.dumps(data, indent=1) + "\n")
+    (HERE / f"{NAME}.json").write_text(json.dumps(data, indent=1) + "\n")
 
 
 def main() -> None:
@@ -646,7 +649,7 @@ def main() -> None:
         FACTS[name] = done[name][2]
         write(done, options.threads, options.rounds)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-    print((HERE / "report.md").read_text())
+    print((HERE / f"{NAME}.md").read_text())
 
 
 if __name__ == "__main__":

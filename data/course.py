@@ -74,6 +74,7 @@ RECIPES = {
 }
 FAMILIES: dict[str, Callable[[int], Any]] = {"r2plus1d": NarrowR2Plus1D, "vgg16lstm": NarrowVGG16LSTM}
 
+HELD = 192  # clips that training never sees and is watched on
 PREPROCESS = Affine((0.45,) * 3, (0.25,) * 3)  # about zero mean and unit variance
 
 
@@ -110,7 +111,7 @@ class Course:
         self.head = nn.Linear(self.module.fc7.out_features, len(NEUTRAL)) if self.probability else None
         self.workers, self.progress = workers, progress
         self.pool = self.render(recipe.seed)
-        self.held = Pool.render([Stage(recipe.task, "train", recipe.seed + 1, 192)], workers, progress)
+        self.held = Pool.render([Stage(recipe.task, "train", recipe.seed + 1, HELD)], workers, progress)
         both = {a: b for pair in REVERSED_PAIRS for a, b in (pair, pair[::-1]) if a in self.classes}
         self.swaps = {self.classes.index(a): self.classes.index(b) for a, b in both.items()}
         self.weights = torch.ones(len(self.classes))

@@ -250,7 +250,7 @@ def graded(tmp_path_factory):
     hand_in(submissions, "untouched", ps1, "release")
     wrong = wrong_answers(ps1)[first]
     hand_in(submissions, "wrong", ps1, change=put(first, next(iter(wrong.values()))))
-    hand_in(submissions, "endless", ps1, change=put(first, "while True:\n    pass"))
+    hand_in(submissions, "endless", ps1, change=put(first, "import time\n\nwhile True:\n    time.sleep(1)"))
 
     def noisy(cells, _):
         source = cells[first].source

@@ -125,6 +125,7 @@ def test_fit_learns_a_line_and_shows_what_it_watches():
 def test_a_course_trains_saves_and_reports(tmp_path, monkeypatch):
     monkeypatch.setattr(course, "accuracy", lambda *_: 0.5)
     monkeypatch.setattr(course, "evidence_report", lambda *_: {"plain": 0.5})
+    monkeypatch.setattr(course, "HELD", 8)
     small = dict(clips=8, nothing=4, batch=4, close=2, short=2, steps=2, duel=3, polish=2, rivals=2)
     for name in ("stage-action-vgg16lstm", "stage-moment-vgg16lstm", "stage-object-r2plus1d"):
         network, report = train_network(name, tmp_path, progress=False, workers=1, **small)
