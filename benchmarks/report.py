@@ -599,8 +599,10 @@ SECTIONS = {
 # Of goals that were missed when this was written; the tables below them are the profile.
 REASONS = {
     "whole iteration": "drawing the masks is most of the rest: 49 exponentials a pixel, twice",
+    "faster than the published loop": "the network takes most of both, and this CPU has no bfloat16",
     "as good": "VGG-LSTM: the published loop's masks, half as large again, lie on the truth as well as ours",
     "six narrow masks": "one thread is as busy with one clip as with six; only small layers gain",
+    "`make test`": "lessons, run by papermill and in a browser, and training take most of it",
     "first useful mask": "a mask must first shrink to a tenth, by steps that each ask the network",
     "16 frames of 10,000": "opening a file reads its index, which grows with its frames",
     "exponent of time": "blocks of large frames no longer fit the processor's cache",
