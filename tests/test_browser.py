@@ -18,9 +18,13 @@ def copy_of(path, lab: Lab) -> int:
     """
     notebook = json.loads(path.read_text(encoding="utf-8"))
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    for name, value in (("preset: str", '"smoke"'), ("seed: int", "1")):
-        code[0]["source"] = re.sub(rf"{name} = \S+", f"{name} = {value}", "".join(code[0]["source"]))
-        assert f"{name} = {value}" in code[0]["source"]
+    source = "".join(code[0]["source"])
+    for name, value in (("preset: str", '"smoke"'), ("seed: int", "1"), ("workers: int", "1")):
+        if name.startswith("workers") and name not in source:
+            continue
+        source = re.sub(rf"{name} = \S+", f"{name} = {value}", source)
+        assert f"{name} = {value}" in source
+    code[0]["source"] = source
     for cell in code:
         cell.update(outputs=[], execution_count=None)
     (lab.folder / path.name).write_text(json.dumps(notebook))

@@ -36,7 +36,7 @@ def saved(name):
 def measured(request):
     """Measured anew on clips that neither training nor the stored report saw."""
     network = sl.load_network(request.param)
-    stage = Stage(RECIPES[request.param].task, "test", seed=2, length=48)
+    stage = Stage(RECIPES[request.param].task, "test", seed=2, length=32)
     return request.param, evidence_report(network, stage, progress=False)
 
 
@@ -45,7 +45,7 @@ def test_accuracy_is_what_the_file_says(name):
     stored = saved(name)["report"]["test_accuracy"]
     assert stored >= floors(name)[0]
     network = sl.load_network(name)
-    again = accuracy(network, Stage(RECIPES[name].task, "test", seed=3, length=64), progress=False)
+    again = accuracy(network, Stage(RECIPES[name].task, "test", seed=3, length=48), progress=False)
     assert again >= stored - 0.06
 
 
@@ -63,7 +63,7 @@ def test_pairs_swap_when_time_runs_backwards(measured):
     if "action" not in name:
         pytest.skip("the pairs of a `moment` are tested on whole clips only")
     assert saved(name)["report"]["evidence"]["swapped"] >= 0.8  # of 200 clips
-    assert report["swapped"] >= 0.7  # of the pairs among 48 others
+    assert report["swapped"] >= 0.7  # of the pairs among 32 others
 
 
 def test_the_naive_network_knows_the_mark_and_nothing_else():
