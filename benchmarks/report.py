@@ -600,7 +600,7 @@ SECTIONS = {
 REASONS = {
     "whole iteration": "drawing the masks is most of the rest: 49 exponentials a pixel, twice",
     "faster than the published loop": "the network takes most of both, and this CPU has no bfloat16",
-    "as good": "VGG-LSTM: the published loop's masks, half as large again, lie on the truth as well as ours",
+    "as good": "VGG-LSTM: masks that are as large lie on the truth about as well, and few clips tell little",
     "six narrow masks": "one thread is as busy with one clip as with six; only small layers gain",
     "`make test`": "lessons, run by papermill and in a browser, and training take most of it",
     "first useful mask": "a mask must first shrink to a tenth, by steps that each ask the network",
