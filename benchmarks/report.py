@@ -600,6 +600,7 @@ SECTIONS = {
 REASONS = {
     "whole iteration": "drawing the masks is most of the rest: 49 exponentials a pixel, twice",
     "faster than the published loop": "the network takes most of both, and this CPU has no bfloat16",
+    "peak memory": "most of both is what the network keeps for its backward pass, here in float32",
     "as good": "VGG-LSTM: masks that are as large lie on the truth about as well, and few clips tell little",
     "six narrow masks": "one thread is as busy with one clip as with six; only small layers gain",
     "`make test`": "lessons, run by papermill and in a browser, and training take most of it",
