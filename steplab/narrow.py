@@ -130,9 +130,9 @@ class NarrowR2Plus1D(nn.Module):
 
     Args:
         classes: number of outputs.
-        width: channels of the first stage; the others have 2, 3 and 4 times as many. To be trained, a
-            multiple of 8: with others the oneDNN of torch 2.14 corrupts memory on CPUs that have AVX2 but not
-            AVX-512 (gradient of the weights of 1 x 1 convolutions with a stride).
+        width: channels of the first stage; the others have 2, 3 and 4 times as many. To be trained, at
+            least 8: with fewer the oneDNN of torch 2.14 writes beyond its buffers on CPUs without AVX-512
+            (its issue 6035: gradient of the weights of 1 x 1 convolutions with a stride).
 
     Shapes: `batch x 3 x time x height x width`, normalised pixels → `batch x classes` logits.
     """
