@@ -268,3 +268,12 @@ def test_notebooks_that_break_a_rule_are_found(words, tmp_path):
     path.write_text(json.dumps(notebook))
     found = faults(path, lesson=True)
     assert any(words in line for line in found) and len(found) <= 2, found
+
+
+def test_the_readme_says_what_lessons_took_when_they_were_stored():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        text = path.read_text(encoding="utf-8")
+        took = re.search(r"(\d+) seconds from the start|lesson took (\d+) s", text)
+        said = re.search(rf"^\| \[`{path.stem}`\].*\| (\d+) \|$", readme, re.M)
+        assert took and said and said[1] == (took[1] or took[2]), path.stem
