@@ -2,9 +2,11 @@
 or report-avx2.md and .json where the CPU has no arithmetic for bfloat16.
 
     python benchmarks/report.py [--threads 2] [--rounds 7] [--only SECTION ...]
+    python benchmarks/report.py --retell    # measures nothing
 
 Medians and ratios; a busy machine makes all of them longer, so read the ratios. Sections are written as they
-are done, so that a run that is stopped leaves what it had.
+are done, so that a run that is stopped leaves what it had. Sections that only tell what others have measured
+(masks, lessons, tests) can be brought up to date in the reports that are there: `--retell`.
 """
 
 import argparse
@@ -348,12 +350,8 @@ def decoding(rounds: int, threads: int) -> tuple[list[str], list, dict]:
 # -------------------------------------------------------------------------------------------------- quality
 
 
-# A mask of ours may be worse than the published loop's by so much, at the lower end of the interval.
-MARGINS = {"probability": 0.05, "IoU": 0.02, "S-PT": 0.05}
-
-
 def quality(rounds: int, threads: int) -> tuple[list[str], list, dict]:
-    """Seconds of whole searches, and how good their masks are: benchmarks/convergence.csv, with its clips."""
+    """Seconds of whole searches; how good their masks are, `masks` says."""
     record, seconds = sl.Stage("action", split="test", seed=1)[0], {}
     for family in ("r2plus1d", "vgg16lstm"):
         network = sl.load_network(f"stage-action-{family}")
@@ -388,6 +386,15 @@ def quality(rounds: int, threads: int) -> tuple[list[str], list, dict]:
         goal("published loop's time over ours, one ratio", "≥ 20 ×", f"{least[0]:.0f} ×", least[0] >= 20),
         goal("... four ratios of a clip", "≥ 30 ×", f"{least[1]:.0f} ×", least[1] >= 30),
     ]
+    return lines, goals, {"seconds": seconds}
+
+
+# A mask of ours may be worse than the published loop's by so much, at the lower end of the interval.
+MARGINS = {"probability": 0.05, "IoU": 0.02, "S-PT": 0.05}
+
+
+def masks(rounds: int, threads: int) -> tuple[list[str], list, dict]:
+    """How good the masks of such a search are: benchmarks/convergence.csv; nothing is run."""
     compared = []
     for (family, ratio), mine in known().groupby(["family", "ratio"]):
         sides = {name: part.set_index("clip")[[*KEYS]] for name, part in mine.groupby("setting")}
@@ -398,15 +405,15 @@ def quality(rounds: int, threads: int) -> tuple[list[str], list, dict]:
         for key, margin in MARGINS.items():
             found = compare(sides[name].loc[clips, key], sides["released"].loc[clips, key])
             compared.append((family, ratio, len(clips), key, str(found), margin, found.low >= -margin))
-    lines += table(
+    lines = table(
         "narrow network | ratio | clips | of the mask | quick − published (95 %) | may lose | holds",
         [(*row[:-1], "yes" if row[-1] else "**no**") for row in compared],
     )
     held = sum(row[-1] for row in compared)
-    goals.append(
-        goal("as good: comparisons that hold", "all", f"{held} of {len(compared)}", held == len(compared) > 0)
+    met = goal(
+        "as good: comparisons that hold", "all", f"{held} of {len(compared)}", held == len(compared) > 0
     )
-    return lines, goals, {"seconds": seconds, "compared": [list(map(str, row)) for row in compared]}
+    return lines, [met], {"compared": [list(map(str, row)) for row in compared]}
 
 
 # ---------------------------------------------------------------------------------------------------- peers
@@ -584,6 +591,7 @@ FACTS: dict = {}  # of the sections that are done
 SECTIONS = {
     "iteration": ("One iteration: R(2+1)D-18, 16 × 112 × 112, one ratio", iteration),
     "quality": ("To equal quality", quality),
+    "masks": ("Equal quality", masks),
     "peers": ("Other people's implementations", peers),
     "many": ("Many clips", many),
     "interactive": ("At a laptop", interactive),
@@ -594,6 +602,7 @@ SECTIONS = {
     "lessons": ("Lessons", lessons),
     "checks": ("Tests", checks),
 }
+TOLD = ("masks", "lessons", "checks")  # what others have measured
 
 
 # Of goals that were missed when this was written; the tables below them are the profile.
@@ -621,17 +630,39 @@ def missed(goals: list) -> list[str]:
     return ["Missed, and why:", "", *lines, ""] if lines else []
 
 
-def write(done: dict, threads: int, rounds: int) -> None:
+def write(name: str, machine: str, goals: list, parts: dict[str, list[str]], facts: dict) -> None:
+    lines = ["# Speed", "", machine, "", *table("goal | wanted | reached | met", goals), *missed(goals)]
+    for title, part in parts.items():
+        lines += [f"## {title}", "", *part]
+    (HERE / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    (HERE / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def write_done(done: dict, threads: int, rounds: int) -> None:
     machine = f"{os.cpu_count()} cores, {platform.machine()} ({KIND}), Python {platform.python_version()}, "
     machine += f"torch {torch.__version__}"
-    lines = ["# Speed", "", f"By `make bench`: {machine}; {threads} threads, medians of {rounds}.", ""]
-    reached = [row for _, goals, _ in done.values() for row in goals]
-    lines += table("goal | wanted | reached | met", reached) + missed(reached)
-    for name, (part, _, _) in done.items():
-        lines += [f"## {SECTIONS[name][0]}", "", *part]
-    (HERE / f"{NAME}.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    data = {"machine": machine, "threads": threads, **{name: facts for name, (_, _, facts) in done.items()}}
-    (HERE / f"{NAME}.json").write_text(json.dumps(data, indent=1) + "\n")
+    line = f"By `make bench`: {machine}; {threads} threads, medians of {rounds}."
+    facts = {"machine": machine, "threads": threads, **{name: found for name, (_, _, found) in done.items()}}
+    parts = {SECTIONS[name][0]: part for name, (part, _, _) in done.items()}
+    write(NAME, line, [row for _, goals, _ in done.values() for row in goals], parts, facts)
+
+
+def retell(name: str) -> None:
+    """Bring the sections of a stored report up to date that measure nothing; all else stays as it is.
+
+    Times of tests belong to a machine, so only the report of this kind of CPU gets them anew.
+    """
+    head, *old = (HERE / f"{name}.md").read_text(encoding="utf-8").split("\n## ")
+    facts = json.loads((HERE / f"{name}.json").read_text())
+    rows = [line for line in head.splitlines() if line.startswith("| ")][1:]
+    goals = {row[0]: row for row in (tuple(line.strip("| ").split(" | ")) for line in rows)}
+    parts = {part.splitlines()[0]: [*part.splitlines()[2:], ""] for part in old}
+    for told in TOLD if name == NAME else TOLD[:2]:
+        parts[SECTIONS[told][0]], reached, facts[told] = SECTIONS[told][1](0, 0)
+        goals |= {row[0]: row for row in reached}
+    order = [title for title, _ in SECTIONS.values()]
+    parts = dict(sorted(parts.items(), key=lambda item: order.index(item[0])))
+    write(name, head.splitlines()[2], [*goals.values()], parts, facts)
 
 
 def main() -> None:
@@ -639,8 +670,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="*", choices=SECTIONS, default=[*SECTIONS])
+    parser.add_argument("--retell", action="store_true", help="measure nothing: what others measured since")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.retell:
+        for path in HERE.glob("report*.md"):
+            retell(path.stem)
+        return
     torch.set_num_threads(options.threads)
     if options.peak:
         take_peak(options.peak)
@@ -650,7 +686,7 @@ def main() -> None:
         start = time.perf_counter()
         done[name] = SECTIONS[name][1](options.rounds, options.threads)
         FACTS[name] = done[name][2]
-        write(done, options.threads, options.rounds)
+        write_done(done, options.threads, options.rounds)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
     print((HERE / f"{NAME}.md").read_text())
 
