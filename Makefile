@@ -31,6 +31,8 @@ ARGS ?=
 # it keeps them (narrow network, one clip forward and backward: 10,000 page faults become none). No effect elsewhere.
 export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
+# Where byte code is not kept, each of the many processes compiles steplab anew (a second each).
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help lab tables train bench test soak coverage mutants book release grade

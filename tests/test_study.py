@@ -15,7 +15,7 @@ from steplab import cells, metrics, store, study
 from steplab.clips import Clip, Record
 from steplab.explain import Explanation, explain, smallest_ratio
 from steplab.explanation import fingerprint
-from steplab.faithfulness import randomised, similarity
+from steplab.faithfulness import deletion, insertion, randomised, similarity
 from steplab.networks import Affine, Network
 from steplab.study import METRICS, Study, compare, explain_once, orderings, pivot, summary
 
@@ -303,6 +303,10 @@ def test_each_metric_measures_what_it_says(network):
     assert isinstance(theirs, Explanation)
     assert got["randomised"] == similarity(peak, theirs.heatmap)
     assert 0 <= got["deletion"] <= 1 and 0 <= got["insertion"] <= 1 and got["deletion"] != got["insertion"]
+    for name, way in (("insertion", insertion), ("deletion", deletion)):
+        curve = (network, one.clip.pixels, peak, result.target)
+        assert got[name] == way(*curve, steps=4).area
+        assert METRICS[name](replace(result, preset="lesson"), one, network) == way(*curve).area
     unknown = {name: METRICS[name](result, record("a", False), network) for name in METRICS}
     assert {k for k, v in unknown.items() if math.isnan(v)} == {
         "S-PT",
