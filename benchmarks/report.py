@@ -613,7 +613,7 @@ REASONS = {
     "as good": "VGG-LSTM: masks that are as large lie on the truth about as well, and few clips tell little",
     "six narrow masks": "one thread is as busy with one clip as with six; only small layers gain",
     "`make test`": "lessons, run by papermill and in a browser, and training take most of it",
-    "first useful mask": "a mask must first shrink to a tenth, by steps that each ask the network",
+    "first useful mask": "masks that shrink to a tenth twice as fast lie worse on the truth (searches.md)",
     "16 frames of 10,000": "opening a file reads its index, which grows with its frames",
     "exponent of time": "blocks of large frames no longer fit the processor's cache",
 }

@@ -142,6 +142,7 @@ PLAIN = {"optimiser": "momentum"}
 SEARCHES: dict[str, tuple[type[Descent], dict]] = {
     BASE: (Descent, {}),
     "Adam (`quick`)": (Descent, {"optimiser": "adam"}),
+    "Adam, 10 iterations to shrink": (Descent, {"optimiser": "adam", "shrink": 10}),
     "steps fall from 1.5 to .5": (Falling, {"learning_rate": 0.15}),
     "Adam, steps fall from 1.5 to .5": (Falling, {"learning_rate": 0.15, "optimiser": "adam"}),
     "network every second time": (Descent, {"ask_every": 2}),
