@@ -196,6 +196,7 @@ def measure(family: str, chosen: argparse.Namespace) -> None:
                 "preset": "quick",
                 "progress": False,
                 "ask_every": 1,
+                **PLAIN,
                 **more,
             }
             if door.Descent is Warm:

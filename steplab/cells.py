@@ -256,16 +256,15 @@ def _energy_pointing(result: Explanation, record: Record, network: Network) -> f
 
 
 def _insertion(result: Explanation, record: Record, network: Network) -> float:
-    return _curve(faithfulness.insertion, result, record, network)
+    steps = 4 if result.preset == "smoke" else 20
+    curve = faithfulness.insertion(network, record.clip.pixels, result.heatmap, result.target, steps=steps)
+    return curve.area
 
 
 def _deletion(result: Explanation, record: Record, network: Network) -> float:
-    return _curve(faithfulness.deletion, result, record, network)
-
-
-def _curve(way: Callable, result: Explanation, record: Record, network: Network) -> float:
-    steps = {"steps": 4} if result.preset == "smoke" else {}
-    return way(network, record.clip.pixels, result.heatmap, result.target, **steps).area
+    steps = 4 if result.preset == "smoke" else 20
+    curve = faithfulness.deletion(network, record.clip.pixels, result.heatmap, result.target, steps=steps)
+    return curve.area
 
 
 def _flicker(result: Explanation, record: Record, network: Network) -> float:
