@@ -11,6 +11,7 @@ Names are imported when first used, so `import steplab` itself is quick.
 
 import sys
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -37,27 +38,8 @@ _HOME = {
     "pointing_game": "metrics",
     "temporal_pointing_game": "metrics",
 }
-_SUBMODULES = frozenset(
-    (
-        "baselines",
-        "checks",
-        "clips",
-        "datasets",
-        "faithfulness",
-        "figures",
-        "losses",
-        "masks",
-        "metrics",
-        "names",
-        "networks",
-        "perturb",
-        "stage",
-        "study",
-        "tables",
-        "training",
-        "widgets",
-    )
-)  # not "explain": at the top that name is the function
+# Not "explain": at the top that name is the function.
+_SUBMODULES = {p.stem for p in Path(__file__).parent.glob("[a-z]*.py")} - {"explain"}
 
 __all__ = [
     "Clip",

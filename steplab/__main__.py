@@ -81,15 +81,16 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--ratios",
         type=_ratios,
-        default=(0.02, 0.05, 0.1, 0.2),
-        help="parts to keep (default: 0.02,0.05,0.1,0.2)",
+        default=(0.05, 0.1, 0.2),
+        help="parts to keep, tried upwards until one is enough (default: 0.05,0.1,0.2)",
     )
-    explain.add_argument(
-        "--preset", default="lesson", help="smoke, quick, lesson, paper or released (default: lesson)"
-    )
+    explain.add_argument("--all-ratios", action="store_true", help="go on with those above it")
+    explain.add_argument("--preset", default="lesson", help="smoke, lesson (default), paper or released")
+    explain.add_argument("--variant", default="preserve", help="preserve (default), delete or dual")
+    explain.add_argument("--against", help="another label: why the first and not this one")
     explain.add_argument("--perturbation", help="blur, pyramid, fade-mean, fade-black or fade-grey")
     explain.add_argument(
-        "--frames", type=int, help="frames to sample (default: what the network wants, or 16)"
+        "--frames", type=int, help="frames to sample (default: what the network wants, or 8)"
     )
     explain.add_argument(
         "--fit", choices=("crop", "stretch"), help="cut out a square, or squeeze all of the frame into one"
@@ -204,19 +205,26 @@ def _setting(text: str) -> tuple[str, object]:
 
 def _explain(options) -> int:
     from .clips import read_clip
-    from .config import make_config
+    from .config import METHODS, make_config
     from .explain import Explanation, explain
     from .networks import load_network
 
     _check_device(options.device)
-    changes = {} if options.perturbation is None else {"perturbation": options.perturbation}
+    changes = {"variant": options.variant, "against": options.against, "perturbation": options.perturbation}
+    changes = {k: v for k, v in changes.items() if v not in (None, "preserve")}
     make_config(options.method, options.preset, (16, 112, 112), changes)  # misspelt? before anything is read
     network = load_network(options.network)
-    frames = (network.frames or 16) if options.frames is None else options.frames
+    frames = (network.frames or 8) if options.frames is None else options.frames
     fit = options.fit or ("stretch" if network.name in _WHOLE_FRAME else "crop")
     part = {"start": options.start, "stop": options.stop}
     clip = read_clip(options.video, frames, network.size or 112, fit=fit, **part)
     target = _label(network, clip, options.target)
+    if (
+        (large := min(clip.pixels.shape[2:])) > 112
+        and options.preset == "lesson"
+        and options.method in METHODS
+    ):
+        changes |= {"step": round(7 * large / 112), "iterations": 24, "shrink": 12}  # a minute, not ten
     out = options.out or Path("runs") / Path(options.video).stem
     out.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
 
@@ -225,18 +233,23 @@ def _explain(options) -> int:
         clip,
         target,
         method=options.method,
-        ratios=options.ratios,
+        ratios=sorted(options.ratios),
         preset=options.preset,
         seed=options.seed,
         device=options.device,
+        until_enough=not options.all_ratios,
         **changes,
     )
     assert isinstance(result, Explanation)  # one clip, one explanation
     if result.interrupted:
         print("Interrupted: what follows is the best so far.")
-    print("Kept    probability")
-    for ratio, probability, final in zip(result.ratios, result.probability, result.converged, strict=True):
-        print(f"{ratio:6.1%}  {float(probability):.3f}{'' if final else '  (not settled)'}")
+    print("Removed probability" if options.variant == "delete" else "Kept    probability")
+    rows = zip(result.enough, result.ratios, result.probability, result.converged, strict=True)
+    for enough, ratio, probability, final in sorted(rows, key=lambda row: not row[0]):  # the enough one first
+        words = "" if enough else "  not enough"
+        print(f"{ratio:6.1%}  {float(probability):.3f}{words}{'' if final else '  (not settled)'}")
+    for remark in result.remarks():
+        print(remark)
     name = Path(options.video).stem
     written = [
         out / f"{name}.overlay.mp4",

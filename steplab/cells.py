@@ -247,10 +247,6 @@ def _iou(result: Explanation, record: Record, network: Network) -> float:
     return metrics.mask_iou(result.masks[0], grow(record.mask.float(), _MARGIN).bool())
 
 
-def _rank_accuracy(result: Explanation, record: Record, network: Network) -> float:
-    return metrics.rank_accuracy(result.heatmap, record.mask)
-
-
 def _energy_pointing(result: Explanation, record: Record, network: Network) -> float:
     return metrics.energy_pointing(result.heatmap, record.mask)
 
@@ -275,10 +271,6 @@ def _frames(result: Explanation, record: Record, network: Network) -> float:
     return metrics.frames_in_use(result.masks[0])
 
 
-def _in_border(result: Explanation, record: Record, network: Network) -> float:
-    return metrics.border_bias(result.masks[:1])
-
-
 def _again(result: Explanation) -> dict[str, Any]:
     """What to ask for the same once more."""
     asked = {k: getattr(result, k) for k in ("method", "preset", "seed")}
@@ -295,9 +287,7 @@ def _randomised(result: Explanation, record: Record, network: Network) -> float:
 def _smallest_ratio(result: Explanation, record: Record, network: Network) -> float:
     if not isinstance(result.config, StepConfig):
         return math.nan
-    again = _again(result)
-    again.pop("tolerance")  # of the descent; what smallest_ratio calls so is of the bisection
-    found = smallest_ratio(network, record.clip, result.target, **again)
+    found = smallest_ratio(network, record.clip, result.target, **_again(result))
     if found.interrupted:
         raise KeyboardInterrupt
     return found.ratio
@@ -312,13 +302,11 @@ METRICS: dict[str, Callable[[Explanation, Record, Network], float]] = {
     "probability": _probability,
     "original": _original,
     "IoU": _iou,
-    "rank accuracy": _rank_accuracy,
     "energy pointing": _energy_pointing,
     "insertion": _insertion,
     "deletion": _deletion,
     "flicker": _flicker,
     "frames": _frames,
-    "in border": _in_border,
     "smallest ratio": _smallest_ratio,
     "randomised": _randomised,
 }

@@ -17,8 +17,12 @@ class StepConfig:
 
         area_weight * area_growth^i * ||vecsort(M) - r_v||^2 / N + core_weight * L_K - reward_weight * R
 
-    R is Phi_c(M (x) X) for reward "probability" (the paper's equations) and log Phi_c for "log" (the
-    published demo's). Sizes in pixels whose default is None grow with the frame.
+    R is Phi_c(M (x) X) for reward "probability" (the paper's equations), log Phi_c for "log" (the published
+    demo's), and for "log-odds" those of `losses.log_odds`, divided by a running norm of their gradient.
+    Sizes in pixels whose default is None grow with the frame.
+
+    Optimiser "budget" minimises it under the constraint mean(M) = v (eq. 2) instead of paying for the area,
+    see `Descent.spend`; while a mask keeps less than the first one did, all but the reward counts less.
 
     L_K to the letter sums over windows one frame apart, of which only v N / Z shall be full. But a full
     one's neighbours are full to four fifths and count among those to be emptied, so that a mask with all its
@@ -34,7 +38,9 @@ class StepConfig:
     core_weight: float = 0.0  # of L_K (eq. 7): STEP
     second_order_weight: float = 0.0  # of the mean squared second difference over time
     # the energy
-    reward: str = "log"  # "log" or "probability"
+    variant: str = "preserve"  # what is enough; "delete": without which it falls; "dual": both at once
+    against: str | int | None = None  # a class: why the target and not this one
+    reward: str = "log"  # "log-odds", "log" or "probability"
     reward_weight: float = 30.0  # the paper gives no weights; these were found on the stage
     reward_reach: tuple[float, float] = (0.0, 0.0)  # R's gradient is blurred: frames, share of min(H, W)
     area_weight: float = 300.0  # lambda
@@ -55,18 +61,13 @@ class StepConfig:
     # the descent
     start_noise: float = 0.01  # seeds start at 1 less so much at random: where nothing decides, the seed does
     iterations: int = 2000
-    ask_every: int = 1  # iterations; between, what the network said last is taken to hold, and its gradient
     learning_rate: float = 0.05  # share of the way from 1 to 0 that the area moves a seed, at first
+    cooling: float = 1.0  # share of the learning rate and of `reward_reach` left at the end, "budget" only
     scale_to_size: bool = True  # weights and learning_rate hold at 16 x 112 x 112; False: at any size
-    optimiser: str = "momentum"  # or "adam", for which dampening must equal momentum
+    optimiser: str = "momentum"  # "sgd": torch's, its first step undampened; "budget": see Descent.spend
     momentum: float = 0.9
     dampening: float = 0.9
-    largest_step: float = 1.0  # most that one iteration moves a seed
-    hold_rate: float = 0.0  # how fast the losses ask for less while a mask is too large; 0: it is not held
     shrink: int = 0  # iterations in which the ratio falls from 1 to what was asked
-    patience: int = 0  # stop when nothing has moved for so many iterations; 0: never
-    tolerance: float = 0.01  # ... no more than this share of the energy
-    ratio_tolerance: float = 0.25  # settled only if the mask's mean is so near to the ratio, relative to it
     # running
     heat_sigma: float = 0.09  # blur of the masks that are summed to a heat map, share of min(H, W)
     compiled: bool = False  # by torch.compile, on a GPU as CUDA graphs; where that fails, as usual
@@ -141,30 +142,19 @@ _SMOKE = {
 LITERAL = {"core_layout": "stride", "core_padding": "none", "core_balanced": False, "time_wrap": False}
 
 _LESSON = {
-    "iterations": 150,
-    "learning_rate": 0.1,
+    "iterations": 44,
+    "shrink": 20,
+    "optimiser": "budget",
+    "learning_rate": 0.2,
+    "cooling": 0.15,
     "momentum": 0.5,
-    "dampening": 0.5,
-    "shrink": 80,
-    "patience": 10,
-    # With the published weights (1 and 300) the area decides before the network is heard, and masks of
-    # stage clips keep a fraction of the probability that they keep with these.
-    "reward_weight": 30.0,
+    "reward": "log-odds",
+    "reward_weight": 100.0,
     "reward_reach": (2.0, 0.08),
-    "largest_step": 0.2,  # where a ratio is too small, area and network fight; without this they thrash
-    "area_growth": 1.0116,
-    "hold_rate": 0.05,
+    "area_weight": 50.0,  # the budget is met without it: it sharpens
 }
 PRESETS: dict[str, dict] = {
-    "smoke": {
-        "reward_reach": (2.0, 0.08),
-        "iterations": 20,
-        "learning_rate": 0.12,
-        "momentum": 0.5,
-        "dampening": 0.5,
-    },
-    # Of what was tried to be quick (benchmarks/searches.md), Adam is the simplest that kept more in less.
-    "quick": {**_LESSON, "iterations": 60, "shrink": 20, "patience": 5, "optimiser": "adam"},
+    "smoke": {**_LESSON, "iterations": 12, "shrink": 6},
     "lesson": _LESSON,
     # The published demo's step is .0073 of the way at 16 x 112 x 112. Much larger ones overshoot: with
     # momentum .9 seeds go on falling for ten iterations, and dead ones hardly come back.
@@ -184,7 +174,9 @@ PRESETS: dict[str, dict] = {
         "core_padding": "none",
         "time_wrap": False,
         "core_layout": "stride",
-        "core_start": 100,
+        "core_start": 101,
+        "start_noise": 0.0,
+        "optimiser": "sgd",
     },
 }
 
@@ -224,26 +216,14 @@ def make_config(
         if method == "step-padded":
             values["core_padding"] = "replicate"
     config = StepConfig(**{**values, **overrides})
-    for name in (
-        "iterations",
-        "ask_every",
-        "callback_every",
-        "learning_rate",
-        "largest_step",
-        "heat_sigma",
-        "area_weight",
-    ):
+    positive = "iterations", "callback_every", "learning_rate", "cooling", "heat_sigma", "area_weight"
+    for name in positive:
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
-    if config.optimiser == "adam" and config.dampening != config.momentum:
-        raise ValueError(
-            f"dampening must equal momentum, {config.momentum}, with optimiser 'adam', got {config.dampening}"
-        )
-    if not config.hold_rate >= 0:
-        raise ValueError(f"hold_rate must not be negative, got {config.hold_rate}")
     for name, allowed in (
-        ("reward", ("log", "probability")),
-        ("optimiser", ("momentum", "adam")),
+        ("variant", ("preserve", "delete", "dual")),
+        ("reward", ("log-odds", "log", "probability")),
+        ("optimiser", ("budget", "momentum", "sgd")),
         ("core_layout", ("seeds", "stride")),
         ("precision", ("auto", "float32", "bfloat16")),
         ("perturbation", KINDS),

@@ -22,6 +22,7 @@ from .losses import (
     ellipsoid_kernel,
     full_windows,
     gaussian_smooth_time,
+    log_odds,
     second_order_difference,
 )
 from .masks import MaskGenerator
@@ -94,8 +95,7 @@ class State:
         iteration: how many iterations are done, from 1; `iterations`: how many there are at most.
         clips, ratios: of each mask in work, which clip (from 0) and which ratio.
         masks: (items, T, H, W) in [0,1].
-        probability, energy: (items,) of those masks, before this iteration's step; where the network was not
-            asked (`ask_every`), by what it said last.
+        probability, energy: (items,) of those masks, before this iteration's step.
         terms: the energy's terms with their weights, by name ("area", "reward", for STEP "core"): (items,)
             each; their sum is the energy.
     """
@@ -111,11 +111,14 @@ class State:
 
 
 ADAM_MEMORY = 0.9  # of the squared gradient; the usual .999 would remember the whole of a short search
+NORM_MEMORY = 0.7  # of the norm by which the gradient of the log-odds is divided
+BELOW = 0.995  # share of the ratio that is aimed at, so that what is missed does not lie above it
+BISECTIONS = 12  # 2^12 is the number of seeds at 16 x 112 x 112
 CHANGEABLE = ("area_weight", "core_weight", "learning_rate")  # constants that a callback may change
 
 
 class Descent:
-    """Gradient descent on the seeds of several masks at once; item i: clip `clips[i]`, ratio `ratios[i]`."""
+    """Search for the seeds of several masks at once; item i: clip `clips[i]`, ratio `ratios[i]`."""
 
     def __init__(
         self,
@@ -127,8 +130,10 @@ class Descent:
         config: StepConfig,
         start: Float[Tensor, "items time h w"] | None = None,
         seed: int = 0,
+        outside: Sequence[float] = (0.0, 0.0, 0.0),
+        against: int | None = None,
     ):
-        self.score, self.config = score, config
+        self.score, self.config, self.against = score, config, against
         self.clips, self.ratios = list(clips), list(ratios)
         time, height, width = pixels.shape[2:]
         self.generator = MaskGenerator((time, height, width), config.step, config.sigma, config.boundary)
@@ -137,14 +142,9 @@ class Descent:
         self.whole_size = (time, *drawn)  # of what the losses see
         self.windows = self.generator.seed_shape[1:] if config.core_layout == "seeds" else None
         self.core_voxels = float(ellipsoid_kernel(config.core_kernel, False).sum())
-        self.perturbation = Perturbation(pixels, config.perturbation, config.blur_sigma)
-        over, beside = config.reward_reach
-        reaches = (over, beside * min(height, width), beside * min(height, width))
-        wraps = (config.time_wrap, config.boundary == "wrap", config.boundary == "wrap")
-        self.blurs = [
-            gaussian_matrix(n, reach, "wrap" if wrap else "replicate").to(pixels)
-            for n, reach, wrap in zip((time, height, width), reaches, wraps, strict=True)
-        ]
+        self.perturbation = Perturbation(pixels, config.perturbation, config.blur_sigma, outside)
+        self.blurs = [torch.eye(n).to(pixels) for n in (time, height, width)]
+        self.reach(1.0)
         self.items = torch.tensor(self.clips, device=pixels.device)
         self.targets = torch.tensor([targets[c] for c in self.clips], device=pixels.device)
         shape = (len(self.ratios), *self.generator.seed_shape)
@@ -154,24 +154,21 @@ class Descent:
         self.seeds = start.to(pixels).clone()
         self.first_ratios = [float(s.mean()) for s in self.seeds]  # where a shrinking ratio begins
         self.seeds.requires_grad_()
-        # The losses ask for this share of each ratio. Where the reward makes a mask larger than its ratio it
-        # falls a little in every iteration, and rises again where the mask has become smaller.
-        self.aims = torch.ones(len(self.ratios)).to(self.seeds.detach())
-        self.best = torch.full_like(
-            self.aims, -1
-        )  # probability kept by the best mask not larger than its ratio
+        # Of the masks that are no larger than their ratio, the one with the largest reward.
+        self.best = torch.full((len(self.ratios),), -torch.inf).to(self.seeds.detach())
         self.best_seeds = self.seeds.detach()
+        self.norm: Tensor | None = None  # running L1 norm of the reward's gradient in the masks
+        self.first: Tensor | None = None  # Phi_c of the first masks, which hold all of the clip
         self.velocity = torch.zeros_like(self.seeds, requires_grad=False)
         self.square = torch.zeros_like(self.velocity)
         # d(area / N) / d(seed) is at first 2 / number of seeds: the larger the clip, the weaker each seed is
         # pressed, while the network pulls as before. So each is pressed as in the paper's 16 x 112 x 112,
         # where there are 4096, and moves at first by `learning_rate`.
         self.pressure, self.pace = 1.0, 1.0
-        if config.scale_to_size:
+        if config.scale_to_size and config.optimiser != "budget":  # whose steps have no such scale
             self.pressure = self.seeds[0].numel() / PAPER_SEEDS
             self.pace = PAPER_SEEDS / (2 * config.area_weight)
         self.iteration = 0
-        self.known: tuple[Tensor, Tensor] | None = None  # log Phi and slope, as the network said last
         self.compiled = config.compiled
         if config.compiled:  # on a GPU they are replayed as CUDA graphs
             mode = "reduce-overhead" if pixels.device.type == "cuda" else "default"
@@ -179,6 +176,14 @@ class Descent:
             self.pieces = tuple(torch.compile(p, dynamic=False, mode=mode) for p in pieces)
         self.terms: dict[str, Tensor] = {}  # of the energy, of the latest iteration
         self.changed = False
+
+    def reach(self, share: float) -> None:
+        """Blur the reward's gradient by this share of `reward_reach` from now on."""
+        c, side = self.config, min(self.generator.size[1:])
+        over, beside = share * c.reward_reach[0], share * c.reward_reach[1] * side
+        ways = (over, c.time_wrap), (beside, c.boundary == "wrap"), (beside, c.boundary == "wrap")
+        for blur, (sigma, wrap) in zip(self.blurs, ways, strict=True):
+            blur.copy_(gaussian_matrix(len(blur), sigma, "wrap" if wrap else "replicate"))
 
     def change(self, constants: Mapping[str, float]) -> None:
         """Go on with other weights or another learning rate. Raises ValueError: not one of `CHANGEABLE`."""
@@ -208,11 +213,30 @@ class Descent:
         whole = self.generator.whole(seeds)
         return whole, self.generator.crop(whole)
 
-    def answer(self, masks: Tensor) -> Tensor:
-        """log Phi of the class for each perturbed clip, (items,)."""
-        seen = BlurGradient.apply(masks, *self.blurs) if any(self.config.reward_reach) else masks
-        scores = self.score(self.perturbation(seen, self.items)).float()
-        return scores.gather(1, self.targets[:, None])[:, 0]
+    def answer(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """log Phi of the class for each perturbed clip, and what a mask is rewarded for, (items,) each.
+
+        Variant "preserve" shows M (x) X and rewards the class, "delete" shows (1 - M) (x) X and rewards its
+        absence, "dual" does both; log Phi is then of M (x) X.
+        """
+        c = self.config
+        seen = BlurGradient.apply(masks, *self.blurs) if any(c.reward_reach) else masks
+        log_p, reward = None, 0.0
+        for shown, sign in ((seen, 1), (1 - seen, -1)):
+            if c.variant == ("delete" if sign > 0 else "preserve"):
+                continue
+            scores = self.score(self.perturbation(shown, self.items)).float()
+            own = scores.gather(1, self.targets[:, None])[:, 0]
+            log_p = own if log_p is None else log_p
+            if c.reward == "log-odds":
+                own = log_odds(scores, self.targets, self.against)
+            elif self.against is not None:
+                other = scores[:, self.against]
+                own = own - other if c.reward == "log" else own.exp() - other.exp()
+            elif c.reward == "probability":
+                own = own.exp()
+            reward = reward + sign * own
+        return log_p, reward  # type: ignore[return-value]
 
     def press(self, whole: Tensor, lit: Tensor, full: Tensor | None) -> dict[str, Tensor]:
         """What else the energy is a sum of, before weights, (items,) each; `lit`, `full`: see `_ones`."""
@@ -228,33 +252,38 @@ class Descent:
             parts["bend"] = second_order_difference(whole, c.time_wrap) / voxels
         return parts
 
-    def ask(self, masks: Tensor, answer: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """What the network says: log Phi, (items,), and its term of the energy's gradient in the masks.
+    def ask(self, masks: Tensor, answer: Callable) -> tuple[Tensor, Tensor, Tensor]:
+        """log Phi, the reward's term of the energy (items,), and that term's gradient in the masks.
+
+        The gradient of the log-odds is brought to the L1 norm `reward_weight` by a running mean of its own:
+        log-odds grow with the scale of a network's logits, and one weight would not serve two networks.
 
         Raises:
             ScoresError: the gradient does not reach the pixels.
         """
         c, masks = self.config, masks.detach().requires_grad_()
-        log_p = answer(masks)
-        term = -c.reward_weight * (log_p if c.reward == "log" else log_p.exp())
+        log_p, reward = answer(masks)
+        scaled = c.reward == "log-odds"
+        term = -reward if scaled else -c.reward_weight * reward
         (slope,) = torch.autograd.grad(term.sum(), masks, allow_unused=True)
         if slope is None:
             raise ScoresError(CUT_OFF)
-        return log_p.detach().clone(), slope.clone()
+        log_p, term, slope = log_p.detach().clone(), term.detach().clone(), slope.clone()
+        self.reward = reward.detach().clone()
+        if scaled:
+            norm = slope.abs().sum((1, 2, 3))
+            self.norm = norm if self.norm is None else torch.lerp(norm, self.norm, NORM_MEMORY)
+            weight = c.reward_weight / self.norm.clamp(1e-12)
+            term, slope = weight * term, weight[:, None, None, None] * slope
+        return log_p, term, slope
 
     def energy(self, draw: Callable, answer: Callable, press: Callable) -> dict[str, Tensor]:
-        """The energy of each item and its parts; the arguments are the methods of that name, or compiled.
-
-        Where the network is not asked, what it said last holds: its scores, and its gradient as a plane.
-        """
+        """The energy of each item and its parts; the arguments are the methods of that name, or compiled."""
         c = self.config
-        ratios = [v * a for v, a in zip(self.targets_now(), self.aims.tolist(), strict=True)]
-        ones = [self._ones(v) for v in ratios]
+        ones = [self._ones(v) for v in self.targets_now()]
         lit, full = torch.tensor(ones, device=self.seeds.device).T
         whole, masks = draw(self.seeds)
-        if self.known is None or self.iteration % c.ask_every == 0:
-            self.known = self.ask(masks, answer)
-        log_p, slope = self.known
+        log_p, reward, slope = self.ask(masks, answer)
         plane = (slope * masks).flatten(1).sum(1)
         core = bool(c.core_weight) and self.iteration >= c.core_start
         parts = press(whole, lit, full if core else None)
@@ -263,9 +292,12 @@ class Descent:
             "core": self.pressure * c.core_weight,
             "bend": self.pressure * c.second_order_weight,
         }
+        if c.optimiser == "budget":  # while the answer is not kept, the rest of the energy waits
+            self.first = log_p.exp() if self.first is None else self.first
+            share = (log_p.exp() / self.first.clamp(1e-12)).clamp(max=1)
+            weights = {name: share * weight for name, weight in weights.items()}
         terms = {name: weights[name] * part for name, part in parts.items()}
-        reward = log_p if c.reward == "log" else log_p.exp()
-        terms["reward"] = -c.reward_weight * reward + (plane - plane.detach())
+        terms["reward"] = reward + (plane - plane.detach())
         self.terms = {name: term.detach() for name, term in terms.items()}
         found = {name: part for name, part in parts.items() if name != "bend"}
         found |= {"energy": torch.stack([*terms.values()]).sum(0), "probability": log_p.exp(), "masks": masks}
@@ -293,29 +325,75 @@ class Descent:
             raise ScoresError(
                 "fn: expected scores with a finite gradient, got NaN or inf; occlusion and rise need none"
             )
-        if c.hold_rate and self.iteration >= c.shrink and self.iteration % c.ask_every == 0:
-            self._note(parts["mean"], parts["probability"].detach())
         with torch.no_grad():
-            step = self.direction(gradient) * (c.learning_rate * self.pace)
-            self.seeds.sub_(step.clamp_(-c.largest_step, c.largest_step)).clamp_(0, 1)
             self.iteration += 1
-            goal = torch.tensor(self.targets_now()).to(parts["mean"])
-            self.aims *= (goal / parts["mean"].clamp(1e-6)) ** c.hold_rate
-            self.aims.clamp_(0.3, 1)
+            if c.optimiser == "budget":
+                self._note(parts["mean"])
+                self.seeds.copy_(self.spend(gradient, parts["masks"]))
+                self.reach(c.cooling ** (self.iteration / c.iterations))
+            else:
+                self.seeds.sub_(self.direction(gradient) * (c.learning_rate * self.pace)).clamp_(0, 1)
         return {k: v.detach() for k, v in parts.items()}
 
     def direction(self, gradient: Tensor) -> Tensor:
-        """Where to go, before the learning rate: the gradient with momentum, or Adam's (Kingma, Ba 2015).
+        """Where to go, before the learning rate: the gradient with momentum."""
+        c = self.config
+        first = c.optimiser == "sgd" and self.iteration == 1  # torch's SGD does not dampen its first step
+        return self.velocity.mul_(c.momentum).add_(gradient, alpha=1 - (0 if first else c.dampening))
 
-        Adam moves every seed by about the learning rate, however little it matters to the energy.
+    def spend(self, gradient: Tensor, masks: Tensor) -> Tensor:
+        """Seeds after a step to masks of the mean that the next iteration asks for: eq. 2's own constraint.
+
+        Adam's direction (Kingma, Ba 2015) less lambda times the gradient of the mean, each seed moving by at
+        most the learning rate. lambda, the multiplier of the constraint, is found by bisection among the
+        seeds' own prices, their gain by their cost: those that gain more are lit, the others go out. If no
+        step that short is small enough, the seeds are shifted down by what is left.
         """
-        c, past = self.config, self.iteration + 1
-        self.velocity.mul_(c.momentum).add_(gradient, alpha=1 - c.dampening)
-        if c.optimiser == "momentum":
-            return self.velocity
+        c, n = self.config, self.iteration
+        if not c.learning_rate:  # a callback stopped it
+            return self.seeds.detach()
+        rate = c.learning_rate * c.cooling ** (n / c.iterations)
+        self.velocity.mul_(c.momentum).add_(gradient, alpha=1 - c.momentum)
         self.square.mul_(ADAM_MEMORY).addcmul_(gradient, gradient, value=1 - ADAM_MEMORY)
-        spread = (self.square / (1 - ADAM_MEMORY**past)).sqrt().add_(1e-8)
-        return self.velocity / ((1 - c.momentum**past) * self.pace * spread)
+        spread = (self.square / (1 - ADAM_MEMORY**n)).sqrt().add_(1e-12)
+        gain = self.velocity / -(1 - c.momentum**n)
+
+        def means(seeds: Tensor) -> Tensor:
+            """Of each mask, (items, 1), or of each of its frames, (items, T)."""
+            smooth = gaussian_smooth_time(seeds, c.smooth_reach, c.time_wrap)
+            frames = self.generator.frame_means(smooth)
+            return frames if c.per_frame else frames.mean(1, keepdim=True)
+
+        with torch.enable_grad():
+            seeds = self.seeds.detach().requires_grad_()
+            now = means(seeds)
+            (cost,) = torch.autograd.grad(now.sum(), seeds)
+        seeds, cost = seeds.detach(), cost * (seeds[0].numel() / now.shape[1])  # about 1 for a seed alone
+        actual = masks.detach().mean((2, 3))
+        actual = actual if c.per_frame else actual.mean(1, keepdim=True)
+        goal = torch.tensor(self.targets_now()).to(seeds)[:, None] * BELOW
+        goal = goal * (now.detach() / actual.clamp(1e-6)).clamp(0.5, 2)  # of what the estimate misses
+
+        def moved(price: Tensor) -> Tensor:
+            step = ((gain - price[..., None, None] * cost) / spread).clamp(-1, 1)
+            return (seeds + rate * step).clamp(0, 1)
+
+        prices = torch.where(cost > 1e-3, gain / cost, 0).view(*now.shape, -1).sort(-1).values
+        low = torch.zeros_like(now, dtype=torch.long)
+        high = low + prices.shape[-1] - 1
+        for _ in range(BISECTIONS):
+            middle = (low + high) // 2
+            over = means(moved(prices.gather(-1, middle[..., None])[..., 0])) > goal
+            low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+        seeds = moved(prices.gather(-1, high[..., None])[..., 0])
+        if not (means(seeds) > goal).any():
+            return seeds
+        low, high = torch.zeros_like(now), (means(seeds) > goal).to(seeds)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            over = means((seeds - middle[..., None, None]).clamp(min=0)) > goal
+            low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+        return (seeds - high[..., None, None]).clamp(min=0)
 
     def _differentiate(self) -> tuple[dict[str, Tensor], Tensor]:
         """The parts of the energy, and its gradient in the seeds.
@@ -338,51 +416,24 @@ class Descent:
         (gradient,) = torch.autograd.grad(parts["energy"].sum(), self.seeds)
         return parts, gradient
 
-    def finish(self, trim: bool = False) -> dict[str, Tensor]:
-        """The present masks, seeds and the probabilities they keep, on the CPU; `trim`: none too large."""
-        with torch.no_grad():
-            seeds = self.seeds
-            if trim:
-                seeds = torch.where((self.best >= 0)[:, None, None, None], self.best_seeds, seeds)
-                seeds = self._trim(seeds)
-            _, masks = self.draw(seeds)
-            found = {"masks": masks, "probability": self.answer(masks).exp(), "seeds": seeds}
+    def finish(self, interrupted: bool = False) -> dict[str, Tensor]:
+        """Masks, seeds and parts of the energy to end with, on the CPU: the best, unless `interrupted`."""
+        if self.config.optimiser == "budget" and not interrupted:
+            with torch.no_grad():
+                best = (self.best > -torch.inf)[:, None, None, None]
+                self.seeds.copy_(torch.where(best, self.best_seeds, self.seeds))
+        found = {**self.energy(self.draw, self.answer, self.press), "seeds": self.seeds}
         return {k: v.detach().cpu().clone() for k, v in found.items()}
 
-    def _note(self, mean: Tensor, probability: Tensor) -> None:
-        """Remember the seeds if no mask that is small enough kept more; of equals the latest."""
-        small = mean <= 1.02 * torch.tensor(self.ratios).to(mean)
-        self.best = torch.where(small, torch.maximum(self.best, probability), self.best)
-        chosen = small & (probability >= self.best - 0.005)  # what rounding decides must not matter
+    def _note(self, mean: Tensor) -> None:
+        """Remember the seeds if no mask as large as asked was better; of equals the latest."""
+        as_probability = {"log-odds": torch.sigmoid, "log": torch.exp, "probability": torch.clone}
+        value = as_probability[self.config.reward](self.reward)
+        ratios = torch.tensor(self.ratios).to(mean)
+        fits = (mean <= ratios) & (mean >= 0.97 * ratios)
+        self.best = torch.where(fits, torch.maximum(self.best, value), self.best)
+        chosen = fits & (value >= self.best - 0.005)  # what rounding decides must not matter
         self.best_seeds = torch.where(chosen[:, None, None, None], self.seeds.detach(), self.best_seeds)
-
-    def _trim(self, seeds: Tensor) -> Tensor:
-        """Seeds shifted down until no mask is larger than its ratio; to about .1 % of a seed."""
-        goal = torch.tensor(self.ratios).to(seeds)
-        low, high = torch.zeros_like(goal), seeds.flatten(1).amax(1)
-
-        def lower(shift: Tensor) -> Tensor:
-            return (seeds - shift[:, None, None, None]).clamp(min=0)
-
-        def larger(shift: Tensor) -> Tensor:
-            return self.draw(lower(shift))[1].mean(dim=(1, 2, 3)) > goal
-
-        over = larger(low)
-        for _ in range(10 if over.any() else 0):
-            middle = (low + high) / 2
-            above = larger(middle)
-            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-        return lower(torch.where(over, high, torch.zeros_like(high)))
-
-    def keep(self, which: Sequence[int]) -> None:
-        """Go on with these items only."""
-        index = torch.tensor(list(which), dtype=torch.long, device=self.seeds.device)
-        self.clips, self.ratios = [self.clips[j] for j in which], [self.ratios[j] for j in which]
-        self.first_ratios = [self.first_ratios[j] for j in which]
-        for name in ("items", "targets", "velocity", "square", "aims", "best", "best_seeds"):
-            setattr(self, name, getattr(self, name)[index])
-        self.seeds = self.seeds.detach()[index].requires_grad_()
-        self.known = None
 
 
 class BlurGradient(torch.autograd.Function):

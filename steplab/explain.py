@@ -7,7 +7,6 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -18,28 +17,12 @@ from tqdm.auto import tqdm
 
 from .baselines import attribute, hottest
 from .clips import Clip
-from .config import BASELINES, LITERAL, METHODS, PRESETS, AttributionConfig, StepConfig, make_config
+from .config import BASELINES, METHODS, AttributionConfig, StepConfig, make_config
 from .engine import Descent, State, untouched
 from .explanation import Explanation, fingerprint, heat_map, versions
 from .masks import MaskGenerator
 from .networks import Network, ScoresError
 from .perturb import Perturbation
-
-__all__ = [
-    "BASELINES",
-    "LITERAL",
-    "METHODS",
-    "PRESETS",
-    "AttributionConfig",
-    "Explanation",
-    "SmallestRatio",
-    "State",
-    "StepConfig",
-    "explain",
-    "heat_map",
-    "smallest_ratio",
-    "untouched",
-]
 
 
 def explain(
@@ -54,6 +37,7 @@ def explain(
     progress: bool = True,
     callback: Callable[[State], Mapping[str, float] | None] | None = None,
     max_batch: int | None = None,
+    until_enough: bool = False,
     **overrides,
 ) -> Explanation | list[Explanation]:
     """For each ratio, the mask that keeps so much of the clip and as much of the class as it can.
@@ -69,9 +53,8 @@ def explain(
             guided-backprop, deconvolution, deep-lift, occlusion, lime, random, middle, motion.
         ratios: preservation ratios, each in (0, 1). In frames well below 112 px discs leave gaps between the
             seeds: with `step` 7 the largest mask has a mean of .89 at 42 px, .59 at 28 px, .34 at 21 px.
-        preset: smoke (seconds; to see that it runs), quick (half the iterations of lesson, by Adam; keeps
-            less where a ratio is tight), lesson, paper (2000 iterations) or released (the published demo's
-            reading of the paper). Baselines take few samples in smoke, else the full number.
+        preset: smoke (12 iterations; to see that it runs), lesson (40), paper (2000, the paper's energy) or
+            released (2000, the published demo's). Baselines take few samples in smoke, else all.
         seed: of the small noise that masks start with, or of a baseline's samples; the same call gives the
             same masks on the same device.
         device: where to compute; default: where the network is.
@@ -80,7 +63,10 @@ def explain(
             returns, if anything, are constants to go on with, by name: area_weight, core_weight,
             learning_rate. The history then holds what was in force.
         max_batch: masks in work at once; bounds memory. Default: 1 on a CPU, which is no slower, else 8.
-        overrides: any constant of :class:`StepConfig`, for a baseline of :class:`AttributionConfig`.
+        until_enough: leave out the ratios after the first that is enough (`Explanation.enough`) for a clip.
+        overrides: any constant of :class:`StepConfig`, for a baseline of :class:`AttributionConfig`. Among
+            them `variant`: "preserve", the part that is enough for the class; "delete", the part without
+            which it falls; "dual", both at once. And `against`: a class, why the target and not that one.
 
     Returns:
         one Explanation, or a list of them if several clips were given.
@@ -100,32 +86,35 @@ def explain(
     config, device = _settings(network, clips[0], device, method, preset, overrides)
     if isinstance(config, StepConfig):
         _largest_ratio(config, clips[0].pixels.shape[1:], ratios)
-    found: list[dict] = []
+    found: list[list[dict]] = [[] for _ in clips]
     run: Any = None
 
     def results() -> list[Explanation]:
-        """Of what was found so far: in the order of clips, the last perhaps with fewer ratios."""
-        groups = [found[i : i + len(ratios)] for i in range(0, len(found), len(ratios))]
-        return [_explanation(run, i, ratios, group, method, preset) for i, group in enumerate(groups)]
+        """Of what was found so far: in the order of clips, each perhaps with fewer ratios."""
+        groups = [(i, group) for i, group in enumerate(found) if group]
+        return [_explanation(run, i, ratios, group, method, preset) for i, group in groups]
 
     try:
         with untouched(network, device), torch.inference_mode(False), torch.enable_grad():
             run = _Run(network, clips, target, config, device, progress, callback, seed)
-            size = max_batch or (1 if device.type == "cpu" else 8)
+            size = 1 if until_enough else max_batch or (1 if device.type == "cpu" else 8)
             if isinstance(config, AttributionConfig):
                 run.bar.reset(total=len(clips))
                 for i in range(len(clips)):
-                    found += run.attribute(i, method, ratios, size)
-            work = [(c, v) for c in range(len(clips)) for v in ratios][len(found) :]
+                    found[i] = run.attribute(i, method, ratios, size)
+            work = [(c, v) for c in range(len(clips)) for v in ratios if not found[c]]
             for i in range(0, len(work), size):
+                some = work[i : i + size]
                 if run.interrupted:
                     break
-                found += run.optimise(work[i : i + size])
+                if until_enough and found[some[0][0]] and results()[-1].enough[-1]:
+                    continue
+                for (c, _), one in zip(some, run.optimise(some), strict=True):
+                    found[c].append(one)
             run.bar.close()
     except Exception as error:
         if run is not None:
             run.interrupted = True
-            found.extend(takewhile(bool, run.part))
         with suppress(AttributeError):  # some exceptions take none
             error.results = results()  # type: ignore[attr-defined]
         raise
@@ -189,7 +178,14 @@ class _Run:
             p = torch.cat([self.score(x[None].clone()).float().exp() for x in self.pixels])
         self.targets = as_targets(network, target, p)
         self.originals = [float(row[t]) for row, t in zip(p, self.targets, strict=True)]
-        self.interrupted, self.part = False, []
+        self.against, against = None, getattr(config, "against", None)
+        if against is not None:
+            self.against = network.index(against, "against")
+            if self.against in self.targets:
+                raise ValueError(f"against: expected a class that is not explained, got {against!r}")
+        pyramid = config.perturbation == "pyramid"
+        self.outside = network.zero_color(self.pixels) if pyramid else (0.0, 0.0, 0.0)
+        self.interrupted = False
         self.progress, self.bar = progress, tqdm(disable=not progress, unit="it", leave=False)
 
     def score(self, pixels: Tensor) -> Tensor:
@@ -231,42 +227,37 @@ class _Run:
         return [{"masks": m, "probability": torch.tensor(p), **facts} for m, p in pairs]
 
     def optimise(self, work: list[tuple[int, float]], start: Tensor | None = None) -> list[dict]:
-        """Masks of a group of (clip, ratio), each stopped on its own."""
+        """Masks of a group of (clip, ratio)."""
         c = self.config
         clips, ratios = [i for i, _ in work], [v for _, v in work]
-        descent = Descent(self.plain_score, self.pixels, self.targets, clips, ratios, c, start, self.seed)
-        active = list(range(len(work)))  # of each item in the descent, which of `work` it is
-        self.part = found = [{} for _ in work]  # a fault loses none that are finished and in their turn
-        histories: list[list[dict]] = [[] for _ in work]
+        about = self.plain_score, self.pixels, self.targets, clips, ratios, c, start, self.seed
+        descent = Descent(*about, self.outside, self.against)
+        rows: list[dict[str, list]] = []
+
+        def note(parts: dict[str, Tensor]) -> None:
+            rows.append({k: v.cpu().tolist() for k, v in parts.items() if k not in ("masks", "seeds")})
+
         self.bar.reset(total=c.iterations)
         self.bar.set_description("ratio " + ", ".join(f"{v:g}" for v in dict.fromkeys(ratios)))
+        which = ", ".join(f"{v:g}" for v in ratios)
         with self._naming():
-            while not all(found):
+            while descent.iteration < c.iterations and not self.interrupted:
                 try:
-                    which = ", ".join(f"{v:g}" for v in descent.ratios)
                     self.where = f"in iteration {descent.iteration + 1} of {c.iterations}, ratio {which}"
                     parts = descent.step()
-                    rows = {k: v.cpu().tolist() for k, v in parts.items() if k != "masks"}
-                    for j, i in enumerate(active):
-                        histories[i].append({k: v[j] for k, v in rows.items()})
+                    note(parts)
                     self.bar.update()
                     if self.callback is not None and descent.iteration % c.callback_every == 0:
                         self._ask(descent, parts)
                 except KeyboardInterrupt:
                     self.interrupted = True
-                last = descent.iteration >= c.iterations or self.interrupted
-                left = [j for j, i in enumerate(active) if not found[i]]
-                if stop := [j for j in left if last or _settled(histories[active[j]], ratios[active[j]], c)]:
-                    final = descent.finish(trim=c.hold_rate > 0 and not self.interrupted)
-                    for j in stop:
-                        history, ratio = [*histories[active[j]]], ratios[active[j]]
-                        facts = {"history": history, "converged": _reached(history[-1]["mean"], ratio, c)}
-                        found[active[j]] = {k: v[j] for k, v in final.items()} | facts
-                    if not descent.compiled:  # compiled code is for as many masks as there were
-                        keep = [j for j in left if j not in stop]
-                        active = [active[j] for j in keep]
-                        descent.keep(keep)
-        self.part = []
+            final = descent.finish(self.interrupted)
+        note(final)
+        found = []
+        for j, ratio in enumerate(ratios):
+            history = [{k: v[j] for k, v in row.items()} for row in rows]
+            found.append({k: final[k][j] for k in ("masks", "probability", "seeds")} | {"history": history})
+            found[j]["converged"] = not self.interrupted and _converged(history, ratio)
         return found
 
     def _ask(self, descent: Descent, parts: dict[str, Tensor]) -> None:
@@ -278,18 +269,10 @@ class _Run:
             descent.change(changes)
 
 
-def _settled(history: list[dict], ratio: float, config: StepConfig) -> bool:
-    """Whether a mask is final: as large as asked, and its energy no longer falling."""
-    n = config.patience
-    if not n or len(history) < config.shrink + 2 * n or not _reached(history[-1]["mean"], ratio, config):
-        return False
-    before = min(row["energy"] for row in history[-2 * n : -n])
-    lately = min(row["energy"] for row in history[-n:])
-    return before - lately <= config.tolerance * max(abs(before), 1e-3)
-
-
-def _reached(mean: float, ratio: float, config: StepConfig) -> bool:
-    return abs(mean - ratio) <= max(config.ratio_tolerance * ratio, 0.002)
+def _converged(history: list[dict], ratio: float) -> bool:
+    """Whether a mask is as large as asked, and its probability stood still in the search's last quarter."""
+    last = [row["probability"] for row in history[-max(3, len(history) // 4) :]]
+    return 0.97 * ratio <= history[-1]["mean"] <= 1.005 * ratio and max(last) - min(last) <= 0.05
 
 
 def _side_by_side(histories: list[list[dict[str, float]]]) -> dict[str, np.ndarray]:
@@ -449,8 +432,11 @@ def smallest_ratio(
 ) -> SmallestRatio:
     """a* = min{v : Phi_c(M_v (x) X) >= threshold} by bisection, starting from the last mask that held.
 
+    Of `variant="delete"`: the smallest ratio without which Phi_c <= threshold. Of "dual": the smallest that
+    keeps the threshold, and without which half of the clip's own probability is gone.
+
     Args:
-        threshold: probability to keep; default Phi_c(X), that of the whole clip.
+        threshold: probability to keep; default Phi_c(X), that of the whole clip; of "delete", half of it.
         tolerance: half the width of the interval that is left; the true a* is within this of the result.
         others: as in :func:`explain`.
 
@@ -467,16 +453,28 @@ def smallest_ratio(
     largest = _largest_ratio(config, clips[0].pixels.shape[1:])
     with untouched(network, device), torch.inference_mode(False), torch.enable_grad():
         run = _Run(network, clips[:1], target, config, device, progress, None, seed)
-        goal = run.originals[0] if threshold is None else threshold
+        original, deletes = run.originals[0], config.variant == "delete"
+        goal = threshold or (original / 2 if deletes else original)
         low, high, start, tried = 0.0, 1.0, None, []
-        best = {"masks": torch.ones(clips[0].pixels.shape[1:]), "probability": torch.tensor(run.originals[0])}
+        show = Perturbation(run.pixels[:1], config.perturbation, config.blur_sigma, run.outside)
+        best = {"masks": torch.ones(clips[0].pixels.shape[1:]), "probability": torch.tensor(original)}
+
+        def without(mask: Tensor) -> Tensor:
+            with torch.no_grad():
+                return run.score(show(1 - mask[None].to(run.pixels)))[0, run.targets[0]].exp().cpu()
+
+        if deletes:
+            best["probability"] = without(best["masks"])
         while min(high, largest) - low > 2 * tolerance and not run.interrupted:
             middle = (low + high) / 2
             if middle > largest:  # in small frames discs leave gaps: no mask has so large a mean
                 middle = (low + largest) / 2
             found = run.optimise([(0, middle)], start)[0]
             tried.append((middle, float(found["probability"])))
-            if found["probability"] >= goal:
+            held = found["probability"] <= goal if deletes else found["probability"] >= goal
+            if held and config.variant == "dual":
+                held = without(found["masks"]) <= original / 2
+            if held:
                 high, best, start = middle, found, found["seeds"][None]
             else:
                 low = middle

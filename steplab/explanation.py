@@ -21,6 +21,8 @@ from .files import write_whole
 from .networks import Network
 from .perturb import blur
 
+UNSURE = 0.2  # a network that gives its class less than this does not know, and its masks explain little
+
 
 @dataclass(eq=False)
 class Explanation:
@@ -29,18 +31,19 @@ class Explanation:
     Attributes:
         masks: (R, T, H, W) in [0,1], 1 = kept; one for each ratio.
         heatmap: (T, H, W), not negative: sum over ratios of the masks blurred in space.
-        probability: (R,) Phi_c of the clip as each mask preserves it.
-        history: arrays (R, iterations): "energy", "probability", "mean" of the mask, "area", for STEP "core";
-            NaN after a mask's last iteration. If a callback changed constants, they stand here by their
-            names, NaN before the first change.
+        probability: (R,) Phi_c of the clip as each mask preserves it; of variant "delete", Phi_c of the clip
+            without what the mask holds.
+        history: arrays (R, iterations + 1): "energy", "probability", "mean" of the mask, "area", for STEP
+            "core", before each iteration and, last, of the mask that is returned; NaN after that, if Ctrl-C
+            came. If a callback changed constants, they stand here by their names, NaN before.
         ratios: the preservation ratios asked for.
         target, label: number and name of the explained class.
         original: Phi_c of the clip as it is.
         clip: the clip itself.
         method, preset, config, seed: what was asked.
         versions: of the packages; fingerprints: sha256 of "network" and "clip".
-        converged: (R,) whether each mask came to within `ratio_tolerance` of its ratio by itself. In
-            preset `lesson` what is too much is then cut off; `probability` is of what is left.
+        converged: (R,) whether each mask's mean is .97 to 1.005 of its ratio and its probability stood still
+            (within .05) in the last quarter of the search.
         interrupted: True if the keyboard stopped it: the masks are the latest there were.
     """
 
@@ -61,6 +64,41 @@ class Explanation:
     fingerprints: dict[str, str]
     converged: tuple[bool, ...]
     interrupted: bool = False
+
+    @property
+    def enough(self) -> tuple[bool, ...]:
+        """(R,) whether each mask keeps half of the clip's own probability; of "delete": leaves less."""
+        kept = (self.probability >= self.original / 2).tolist()
+        return tuple(k != self._deletes for k in kept)
+
+    @property
+    def _deletes(self) -> bool:
+        return getattr(self.config, "variant", "") == "delete"
+
+    def caption(self, k: int) -> str:
+        """Ratio and probability of mask k, and if that is not enough, a line that says so."""
+        from .painting import percent
+
+        words = f"{'remove' if self._deletes else 'keep'} {percent(self.ratios[k])}"
+        return f"{words}\np = {float(self.probability[k]):.2f}" + "\nnot enough" * (not self.enough[k])
+
+    def remarks(self) -> list[str]:
+        """What to know before believing it, a sentence each: an unsure network, masks that are not enough."""
+        from .painting import percent
+
+        found = []
+        if self.original < UNSURE:
+            found.append(f"The network itself is unsure: p = {self.original:.2f} for the whole clip.")
+        better = [v for v, enough in zip(self.ratios, self.enough, strict=True) if enough]
+        for ratio, p, enough in zip(self.ratios, self.probability.tolist(), self.enough, strict=True):
+            larger = [v for v in better if v > ratio] or [min(2 * ratio, 0.9)]
+            said = f"{'leaves' if self._deletes else 'keeps'} {percent(p / max(self.original, 1e-12))}"
+            if not enough:
+                found.append(
+                    f"{percent(ratio)} of the clip {said} of the answer: at this ratio nothing was found "
+                    f"that is enough; try {min(larger):g}."
+                )
+        return found
 
     def save(self, path: str | Path) -> Path:
         """Write everything to one safetensors file; returns its path."""
@@ -142,10 +180,10 @@ class Explanation:
         return filmstrip(
             self.clip.pixels,
             self.masks[shown],
-            ratios=[self.ratios[k] for k in shown],
-            probability=self.probability[shown].tolist(),
+            labels=[self.caption(k) for k in shown],
             times=self.clip.times,
-            title=f"“{self.label}”, p = {self.original:.2f} for the whole clip",
+            title=f"“{self.label}”, p = {self.original:.2f} for the whole clip"
+            + ": the network is unsure" * (self.original < UNSURE),
             path=path,
         )
 

@@ -107,39 +107,6 @@ def _device(network: Network, pixels: Tensor) -> torch.device:
     return pixels.device if first is None else first.device
 
 
-def area_over_perturbation(curve: Curve) -> float:
-    """Mean over the curve's points of p(0) - p(r), for a `deletion` curve; -1 to 1, more is better.
-
-    Samek et al. 2017, "Evaluating the visualization of what a deep neural network has learned" (AOPC).
-    """
-    return float((curve.probability[0] - curve.probability).mean())
-
-
-def completeness(
-    network: Network,
-    pixels: Float[Tensor, "3 time height width"],
-    attribution: Tensor,
-    target: int | str,
-    baseline: Float[Tensor, "3 time height width"] | None = None,
-) -> float:
-    """(sum of the attribution - (F(x) - F(x'))) / |F(x) - F(x')|; 0 is best, either sign is a gap.
-
-    For methods that promise it (Integrated Gradients, DeepLift): Sundararajan, Taly, Yan 2017, axiom of
-    completeness. F is what the network itself returns for `target`: logit or probability, as its `output`.
-
-    Args:
-        attribution: signed, of any shape; what was attributed to each number of the clip, or sums of these.
-        baseline: x', with values in [0, 1]; None: black.
-    """
-    target = network.index(target)
-    pixels = pixels.to(_device(network, pixels))
-    other = torch.zeros_like(pixels) if baseline is None else baseline.to(pixels)
-    with untouched(network), torch.no_grad():
-        with_it, without = network(torch.stack([pixels, other]))[:, target].double().tolist()
-    gap = float(attribution.double().sum()) - (with_it - without)
-    return gap / abs(with_it - without) if with_it != without else float("nan")
-
-
 def standard_ranks(maps: Float[Tensor, "*batch time height width"]) -> Float[Tensor, "*batch time pixels"]:
     """Ranks in each frame (of equals the mean), so that two rows' product is Spearman's; NaN if constant."""
     rows = maps.detach().flatten(-2).contiguous()

@@ -177,7 +177,8 @@ class LiveOptimisation(WithTwin):
             self.result = result
             words = "stopped" if result.interrupted else "done"
             p = ", ".join(f"{float(v):.2f}" for v in result.probability)
-            self.note.value = f"{words}: <b>{html.escape(result.label)}</b>, p = {p} of what is kept"
+            self.note.value = f"{words}: <b>{html.escape(result.label)}</b>, p = {p} of what is kept. "
+            self.note.value += html.escape(" ".join(result.remarks()))
         except Exception as error:  # shown here, raised where somebody waits
             self.error = error
             self.note.value = f"failed: {html.escape(str(error))}"

@@ -138,6 +138,24 @@ def area_loss_per_frame(
     return _Ranked.apply(frames, each, False).view(batch, time).sum(1)
 
 
+def log_odds(
+    log_p: Float[Tensor, "items classes"], targets: Tensor, against: int | None = None
+) -> Float[Tensor, "items"]:
+    """log Phi_c - log (sum of all other Phi), or, with a class `against`, log Phi_c - log Phi_against.
+
+    Of logits z it is z_c - logsumexp of the others. Its gradient is that of log Phi_c divided by 1 - Phi_c:
+    where Phi_c = .9999, log Phi_c has a ten-thousandth of it left, and what else the energy holds decides.
+    Taken from log-probabilities, never from 1 - Phi_c, it stays exact where Phi_c rounds to 0 or 1.
+    A network of a single class has no odds: then it is log Phi_c, which is 0.
+    """
+    own = log_p.gather(1, targets[:, None])[:, 0]
+    if against is not None:
+        return own - log_p[:, against]
+    if log_p.shape[1] == 1:
+        return own
+    return own - log_p.scatter(1, targets[:, None], -torch.inf).logsumexp(1)
+
+
 def ellipsoid_kernel(
     size: tuple[int, int, int] = KERNEL, normalised: bool = True, device: torch.device | None = None
 ) -> Float[Tensor, "time height width"]:

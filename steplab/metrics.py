@@ -133,57 +133,6 @@ def _hits(heatmap: Tensor, boxes: Sequence[Tensor], radius: float) -> Tensor:
     return torch.bincount(at, near.double()) / torch.bincount(at)
 
 
-class PointingReport(NamedTuple):
-    """S-PT of many videos: `micro` over all frames, means over `videos` and `classes`; `values` of each."""
-
-    micro: Interval
-    videos: Interval
-    classes: Interval
-    values: np.ndarray
-
-    def __str__(self) -> str:
-        return f"frames {self.micro}, videos {self.videos}, classes {self.classes}"
-
-
-def pointing_report(
-    heatmaps: Sequence[Tensor],
-    boxes: Sequence[Sequence[Tensor]],
-    labels: Sequence[int | str],
-    radius: float = 7,
-    level: float = 0.95,
-    draws: int = 4000,
-) -> PointingReport:
-    """S-PT averaged in three ways, each with a bootstrap interval over videos (frames of one hang together).
-
-    Args:
-        heatmaps: of each video, (T, H, W); they may differ in size.
-        boxes: of each video, as for `pointing_game`. A video without any does not count (its value is NaN).
-        labels: the class of each video. A draw in which a class does not occur averages the others.
-
-    Raises:
-        ValueError: lists of unequal lengths, no box at all, or as `pointing_game`.
-    """
-    for name, given in (("boxes", boxes), ("labels", labels)):
-        if len(given) != len(heatmaps):
-            raise ValueError(f"{name}: got {len(given)} entries, expected {len(heatmaps)}, one a video")
-    values = np.array([pointing_game(h, b, radius) for h, b in zip(heatmaps, boxes, strict=True)], float)
-    counts = ~np.isnan(values)
-    if not counts.any():
-        raise ValueError("boxes: got none in any frame of any video, expected at least one")
-    kept, n = values[counts], int(counts.sum())
-    frames = np.array([sum(len(found) > 0 for found in video) for video in boxes])[counts]
-    member = np.array([[label == each for each in dict.fromkeys(labels)] for label in labels], float)[counts]
-    member = member[:, member.any(0)]
-    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), draws)
-    weights = np.vstack([np.ones(n), drawn])  # of each video in each sample; first: the data themselves
-    with np.errstate(invalid="ignore"):
-        by_class = (weights @ (member * kept[:, None])) / (weights @ member)
-    means = (weights @ (kept * frames) / (weights @ frames), weights @ kept / n, np.nanmean(by_class, 1))
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    micro, videos, classes = (Interval(*map(float, (m[0], *np.quantile(m[1:], tails)))) for m in means)
-    return PointingReport(micro, videos, classes, values)
-
-
 @over_clips
 def temporal_pointing_game(
     heatmap: Float[Tensor, "time height width"], segment: tuple[int, int] | None

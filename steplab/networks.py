@@ -180,11 +180,27 @@ class Network:
     def log_probabilities(
         self, pixels: Float[Tensor, "batch 3 time height width"]
     ) -> Float[Tensor, "batch classes"]:
-        """Natural log of `probabilities`; probabilities below 1e-12 count as that."""
+        """Natural log of `probabilities`, from -69: a probability of 0 counts as 1e-30, with a gradient."""
         scores = self(pixels)
-        return scores.clamp_min(1e-12).log() if self.output == "probability" else scores.log_softmax(dim=1)
+        return (scores + 1e-30).log() if self.output == "probability" else scores.log_softmax(dim=1)
 
-    def index(self, label: str | SupportsIndex) -> int:
+    def zero_color(self, pixels: Float[Tensor, "batch 3 time height width"]) -> tuple[float, ...]:
+        """Red, green and blue of the pixels that `preprocess` makes 0; black if there is no such color.
+
+        Args:
+            pixels: of the shape, and on the device, that `preprocess` is asked with.
+        """
+        try:
+            colors = torch.cat([torch.zeros(1, 3), torch.eye(3)]).to(pixels)[:, None, :, None, None, None]
+            black, *pure = (self.preprocess(c * torch.ones_like(pixels[:1])).double() for c in colors)  # type: ignore[misc]
+            slopes = torch.stack([(p - black).flatten() for p in pure])
+            found = torch.linalg.solve(slopes @ slopes.T, -slopes @ black.flatten())
+            rest = black.flatten() + found @ slopes
+            return tuple(found.clamp(0, 1).tolist()) if rest.abs().max() < 1e-3 else (0.0, 0.0, 0.0)
+        except Exception:  # of no preprocessing, or of one that is no normalization
+            return (0.0, 0.0, 0.0)
+
+    def index(self, label: str | SupportsIndex, name: str = "target") -> int:
         """Number of a class, given its name (case does not matter) or its number.
 
         Raises:
@@ -195,10 +211,10 @@ class Network:
             if label.lower() in lowered:
                 return lowered.index(label.lower())
             hint = nearest(label, self.classes) or f"; it has {_some(self.classes)}"
-            raise ValueError(f"target: {self.name} has no class {label!r}{hint}")
+            raise ValueError(f"{name}: {self.name} has no class {label!r}{hint}")
         whole = isinstance(label, SupportsIndex) and not isinstance(label, bool)
         if not whole or not 0 <= operator.index(label) < len(self.classes):
-            raise ValueError(f"target: expected 0..{len(self.classes) - 1} or a class name, got {label!r}")
+            raise ValueError(f"{name}: expected 0..{len(self.classes) - 1} or a class name, got {label!r}")
         return operator.index(label)
 
     def __repr__(self) -> str:

@@ -1,6 +1,7 @@
 """The perturbation operator M (x) X: keep a clip where the mask is 1, blur or fade it where the mask is 0."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -52,10 +53,12 @@ class Perturbation:
     Args:
         pixels: clips `(batch, 3, T, H, W)`, values in [0,1].
         kind: ``"blur"`` m x + (1-m) (k * x), the paper's eq. 1, edges replicated; ``"pyramid"``: m picks
-            among 8 blurs from `sigma` (m = 0) down to none (m = 1), linear between two levels, zeros
-            outside, as the published demo does; ``"fade-mean"`` (to the clip's mean colour),
-            ``"fade-black"``, ``"fade-grey"`` (.5).
+            among 8 blurs from `sigma` (m = 0) down to none (m = 1), linear between two levels, as the
+            published demo does; ``"fade-mean"`` (to the clip's mean colour), ``"fade-black"``,
+            ``"fade-grey"`` (.5).
         sigma: of the strongest blur, in pixels; default 20 px at 112 px, in proportion at other sizes.
+        outside: color that ``"pyramid"`` sees beyond the frame's edges, red, green, blue in [0,1]. The demo
+            pads with zeros after normalization: with the network's mean color (`Network.zero_color`).
 
     Raises:
         ValueError: if `pixels` has another shape, or `kind` is not one of the above, or sigma is negative.
@@ -66,6 +69,7 @@ class Perturbation:
         pixels: Float[Tensor, "batch 3 time height width"],
         kind: str = "blur",
         sigma: float | None = None,
+        outside: Sequence[float] = (0.0, 0.0, 0.0),
     ):
         if pixels.ndim != 5:
             raise ValueError(f"pixels must be (batch, 3, T, H, W), got shape {tuple(pixels.shape)}")
@@ -79,7 +83,9 @@ class Perturbation:
             if kind == "pyramid":
                 strengths = [self.sigma * (1 - i / (PYRAMID_LEVELS - 1)) for i in range(PYRAMID_LEVELS)]
                 # (batch, level, 3, T, H, W); the next level minus this one makes the blend one multiply-add
-                self.levels = torch.stack([blur(pixels, s, "zero") for s in strengths[:-1]] + [pixels], dim=1)
+                color = pixels.new_tensor(outside)[:, None, None, None]
+                blurred = [blur(pixels - color, s, "zero") + color for s in strengths[:-1]]
+                self.levels = torch.stack([*blurred, pixels], dim=1)
                 self.differences = self.levels[:, 1:] - self.levels[:, :-1]
             else:
                 self.baseline = self._baseline(pixels)

@@ -139,11 +139,7 @@ class ExplanationViewer(WithTwin):
         """What the controls show, as a figure: the ratio chosen, in the view chosen, frame beside frame."""
         shown, record = self._on_show(), self._record() if self.truth.value else None
         k, one = self.ratio.index, shown[0][1]
-        tags = [
-            f"{name}\n" * self._together
-            + f"keep {painting.percent(e.ratios[k])}\np = {float(e.probability[k]):.2f}"
-            for name, e in shown
-        ]
+        tags = [f"{name}\n" * self._together + e.caption(k) for name, e in shown]
         return figures.filmstrip(
             one.clip.pixels,
             torch.stack([e.masks[k] for _, e in shown]),
@@ -241,6 +237,7 @@ class ExplanationViewer(WithTwin):
             for image, value in zip(stack.children, encoded, strict=True):
                 image.value = value
             words = f"keeps {painting.percent(one.ratios[k])}: p = <b>{float(one.probability[k]):.2f}</b>"
+            words += "" if one.enough[k] else ", not enough"
             caption.value = f"{html.escape(name if self._together else one.method)} {words}"
         first = self.explanation
         whole = ", ".join(f"{one.original:.2f}" for _, one in self._on_show())

@@ -44,18 +44,21 @@ def explain(video, out, *more):
 
 def test_a_video_is_explained_in_three_files(colours, video, tmp_path, capfd):
     out = tmp_path / "made" / "here"
-    assert explain(video, out, "--seed", "5") == 0
+    assert explain(video, out, "--seed", "5", "--all-ratios") == 0
     printed = capfd.readouterr().out
     lines = printed.splitlines()
     assert lines[0] == "colours on red patch.mp4:" and lines[1].split()[1] == "red"
     assert len([line for line in lines if line.startswith("   ")]) >= 5 and "Explaining 'red'" in printed
-    assert "(not settled)" in printed  # a few iterations cannot do
+    table = [line for line in lines if line.startswith((" 10.0%", " 30.0%"))]
+    assert len(table) == 2 and lines[lines.index(table[0]) - 1].endswith("Kept    probability")
     assert {p.name for p in out.iterdir()} == {
         "red patch.overlay.mp4",
         "red patch.filmstrip.png",
         "red patch.explanation.safetensors",
     }
     result = sl.Explanation.load(out / "red patch.explanation.safetensors")
+    rows = zip((" 10.0%", " 30.0%"), result.probability.tolist(), result.converged, strict=True)
+    assert table == [f"{v}  {p:.3f}{'' if final else '  (not settled)'}" for v, p, final in rows]
     assert result.label == "red" and result.seed == 5 and result.masks.shape == (2, 4, 28, 28)
     assert sl.read_clip(out / "red patch.overlay.mp4", frames=4).pixels.std() > 0.01
     from PIL import Image
@@ -64,12 +67,59 @@ def test_a_video_is_explained_in_three_files(colours, video, tmp_path, capfd):
     assert width > height > 100
 
 
+FADED = ["--perturbation", "fade-black"]  # all that is not kept is lost
+
+
+def test_ratios_are_tried_upwards_until_one_is_enough(colours, video, tmp_path, capfd):
+    few, ratios = ["--preset", "lesson", *FADED], "0.3,0.01,0.1,0.5"
+    assert explain(video, tmp_path, *few, "--ratios", ratios) == 0
+    printed = capfd.readouterr().out
+    result = sl.Explanation.load(tmp_path / "red patch.explanation.safetensors")
+    assert result.ratios == (0.01, 0.1, 0.3) and result.enough == (False, False, True)
+    p = [f"{float(v):.3f}" for v in result.probability]
+    start = next(k for k, line in enumerate(printed.splitlines()) if "Kept    probability" in line)
+    table = [line.removesuffix("  (not settled)") for line in printed.splitlines()[start + 1 : start + 6]]
+    assert table[:3] == [f" 30.0%  {p[2]}", f"  1.0%  {p[0]}  not enough", f" 10.0%  {p[1]}  not enough"]
+    assert table[3:] == result.remarks() and len(table) == 5 and table[4].endswith("try 0.3.")
+    assert explain(video, tmp_path, *few, "--ratios", ratios, "--all-ratios") == 0
+    whole = sl.Explanation.load(tmp_path / "red patch.explanation.safetensors")
+    assert whole.ratios == (0.01, 0.1, 0.3, 0.5) and torch.equal(whole.masks[:3], result.masks)
+
+
+def test_what_is_not_enough_or_unsure_or_not_settled_is_said(colours, video, tmp_path, capfd, monkeypatch):
+    from steplab.config import PRESETS
+
+    assert explain(video, tmp_path, "--target", "dark grey", *FADED, "--ratios", "0.01") == 0
+    printed = capfd.readouterr().out
+    assert "The network itself is unsure: p = 0.02 for the whole clip." in printed
+    assert explain(video, tmp_path, *FADED, "--ratios", "0.01") == 0
+    printed = capfd.readouterr().out
+    assert "is unsure" not in printed
+    assert (
+        "  not enough" in printed
+        and "\n1 % of the clip keeps " in printed
+        and "that is enough; try 0.02." in printed
+    )
+    monkeypatch.setitem(PRESETS, "smoke", {**PRESETS["smoke"], "iterations": 2})
+    assert explain(video, tmp_path) == 0
+    assert "(not settled)" in capfd.readouterr().out
+
+
+def test_variant_and_against_reach_the_engine(colours, video, tmp_path, capfd):
+    assert explain(video, tmp_path, "--variant", "delete", "--against", "blue", *FADED) == 0
+    printed = capfd.readouterr().out
+    result = sl.Explanation.load(tmp_path / "red patch.explanation.safetensors")
+    assert (result.config.variant, result.config.against) == ("delete", "blue")
+    assert "Removed probability" in printed and "Kept" not in printed
+
+
 def test_options_reach_the_engine(colours, video, tmp_path):
     options = ["--target", "blue", "--method", "ep3d", "--perturbation", "fade-black", "--frames", "8"]
-    options += ["--fit", "stretch"]
+    options += ["--fit", "stretch", "--all-ratios"]
     assert explain(video, tmp_path, *options) == 0
     result = sl.Explanation.load(tmp_path / "red patch.explanation.safetensors")
     assert (result.label, result.method, result.config.perturbation) == ("blue", "ep3d", "fade-black")
+    assert (result.config.variant, result.config.against) == ("preserve", None)
     assert result.masks.shape[1] == 8 and result.ratios == (0.1, 0.3)
     whole = sl.read_clip(video, frames=8, size=28, fit="stretch")
     assert torch.equal(result.clip.pixels, whole.pixels)
@@ -89,6 +139,8 @@ def test_a_target_is_a_name_or_a_number(colours, video, tmp_path, target, label)
         (["--method", "stepp"], "method"),
         (["--preset", "lesion"], "preset"),
         (["--perturbation", "smear"], "smear"),
+        (["--variant", "remove"], "variant"),
+        (["--target", "red", "--against", "red"], "against"),
         (["--frames", "0"], "frames"),
         (["--start", "99"], "start"),
         (["--device", "toaster"], "toaster"),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from steplab import faithfulness as fa
-from steplab.metrics import interval, null_network
+from steplab.metrics import interval
 from steplab.narrow import NarrowR2Plus1D
 from steplab.networks import Network
 
@@ -66,7 +66,6 @@ def test_curves_of_a_linear_network_are_sums_in_the_order_of_heat():
     torch.testing.assert_close(go.probability, weights.sum() - sums)
     torch.testing.assert_close(go.ratios, come.ratios)
     assert come.area == pytest.approx(float((sums[1:] + sums[:-1]).sum() / 40))
-    assert fa.area_over_perturbation(go) == pytest.approx(float(sums.mean())), "what was lost, on average"
     worst = fa.insertion(network, clip, -weights, 0, kind="fade-black")
     chance = fa.insertion(network, clip, torch.rand(SIZE, generator=numbers(1)), 0, kind="fade-black")
     assert worst.area < chance.area < come.area
@@ -263,7 +262,6 @@ def test_sensitivity_tells_what_was_learnt_from_habits():
         fa.sensitivity(network, clip, lambda some, x: fails(some, x) if some is not network else x.sum(0))
     assert all(torch.equal(a, copies[k]) for k, a in network.module.state_dict().items())
     fa.deletion(network, clip, clip.mean(0), "b", steps=2)
-    fa.completeness(network, clip, clip, "b")
     assert_untouched(network, before)
 
 
@@ -331,24 +329,3 @@ def test_null_bias_refuses_maps_of_nothing():
             fa.null_bias(lambda network, x, found=found: found, size, range(2), None)
     with pytest.raises(ValueError, match="seeds: got none"):
         fa.null_bias(discs, size, [])
-
-
-def test_completeness():
-    network, clip = null_network(SIZE, 3, signal=0.1), torch.rand(3, *SIZE, generator=numbers())
-    parts = gradient_times_input(network, clip)
-    assert fa.completeness(network, clip, parts, 0) == pytest.approx(0, abs=1e-5), "exact if linear"
-    assert abs(fa.completeness(network, clip, parts, 0, torch.full_like(clip, 0.5))) > 0.1
-    sign = 1 if network(clip[None])[0, 0] > 0 else -1
-    assert fa.completeness(network, clip, parts / 2, 0) == pytest.approx(-sign / 2, abs=1e-5)
-    back = fa.completeness(network, torch.zeros_like(clip), -parts / 2, 0, clip)
-    assert back == pytest.approx(sign / 2, abs=1e-5), "its sign tells too much from too little"
-    assert np.isnan(fa.completeness(network, clip, parts, 0, clip))
-
-
-def test_integrated_gradients_keep_their_promise():
-    attr = pytest.importorskip("captum.attr")
-    network, clip = deep(), torch.rand(3, 8, 32, 32, generator=numbers())
-    found = attr.IntegratedGradients(network).attribute(
-        clip[None], target=1, n_steps=100, internal_batch_size=20
-    )
-    assert fa.completeness(network, clip, found, "b") == pytest.approx(0, abs=0.02)

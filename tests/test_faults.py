@@ -276,9 +276,9 @@ REFUSED = {  # of the methods named, in these words; all others work
 
 
 def quick(method):
-    """Few samples or iterations; what of a mask is too much is cut off."""
+    """Few samples or iterations, in which the ratio is reached."""
     if method in METHODS:
-        return {"iterations": 6, "hold_rate": 0.05}
+        return {"iterations": 6, "shrink": 4, "optimiser": "budget"}
     return {"rise_masks": 4, "lime_samples": 8, "path_steps": 2, "noise_samples": 2}
 
 
@@ -293,12 +293,14 @@ def sound(method):
 
 
 def check(result, size, ratios):
-    """Finite masks in [0,1] whose mean is the ratio."""
+    """Finite masks in [0,1] whose mean is the ratio, or little less."""
     masks = result.masks
     assert masks.shape == (len(ratios), *size) and result.ratios == tuple(ratios)
     assert torch.isfinite(masks).all() and masks.min() >= 0 and masks.max() <= 1
     for mask, ratio in zip(masks, ratios, strict=True):
-        assert float(mask.mean()) == pytest.approx(ratio, rel=0.05, abs=0.5 / mask.numel())
+        few = result.method in METHODS  # so few iterations stop short of it, but never above it
+        low, high = (0.9, 1.005) if few else (0.95, 1.05)
+        assert low * ratio - 0.5 / mask.numel() <= mask.mean() <= high * ratio + 0.5 / mask.numel()
     assert torch.isfinite(result.heatmap).all() and result.heatmap.min() >= 0
     assert result.probability.min() >= 0 and result.probability.max() <= 1
 
@@ -559,26 +561,28 @@ def test_what_was_found_before_a_fault_is_kept():
     assert torch.equal(found.masks, alone.masks)
 
 
-def test_what_a_group_had_finished_before_a_fault_is_kept():
-    """Three ratios at a time, each stopped by itself: the first has stopped when the others meet NaN."""
+def test_groups_that_had_finished_before_a_fault_are_kept():
+    """Three ratios, two at a time: those end together, then the third meets NaN."""
     clip, ratios = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(0)), (0.3, 0.2, 0.1)
-    ask = {"preset": "smoke", "progress": False, "iterations": 40, "patience": 1, "tolerance": 10.0}
-    ask |= {"max_batch": 3, "ratio_tolerance": 0.5}
-    lengths = []
+    ask = {"preset": "smoke", "progress": False, "iterations": 6, "max_batch": 2}
+    sizes = []
 
     def watched(x, _):
-        lengths.append(len(x))
+        sizes.append(len(x))
         return x
 
     whole = explain(small("step", spoil=Spot(watched)), clip, 0, "ep3d", ratios, **ask)
-    fewer = next(n for n, size in enumerate(lengths, 1) if size < 3 and n > 1)  # the call that lacks one
-    network = small("step", spoil=Spot(lambda x, n: x * (torch.nan if n >= fewer else 1)))
-    with pytest.raises(ValueError, match="finite scores") as error:
-        explain(network, clip, 0, "ep3d", ratios, **ask)
-    (found,) = error.value.results
-    assert 1 <= len(found.masks) < 3 and found.interrupted
-    assert torch.equal(found.masks, whole.masks[: len(found.masks)])
-    assert found.ratios == ratios[: len(found.masks)]
+    assert sizes == [1] + [2] * 7 + [1] * 7
+    for calls, kept in ((9, 2), (15, 2), (8, None)):  # in the second group, at its very end, in the first
+        network = small("step", spoil=Spot(lambda x, n, calls=calls: x * (torch.nan if n >= calls else 1)))
+        with pytest.raises(ValueError, match="finite scores") as error:
+            explain(network, clip, 0, "ep3d", ratios, **ask)
+        if kept is None:
+            assert error.value.results == []
+            continue
+        (found,) = error.value.results
+        assert found.interrupted and found.ratios == ratios[:kept]
+        assert torch.equal(found.masks, whole.masks[:kept])
 
 
 @pytest.mark.parametrize(

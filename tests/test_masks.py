@@ -20,26 +20,24 @@ def test_gradient_in_double_precision(boundary, size):
     assert torch.autograd.gradcheck(generator.whole, seeds, fast_mode=True)
 
 
-def literal_pixel(seeds, y, x, sigma, step, radius, wrap):
+def literal_pixel(seeds, y, x, sigma, step, radius):
     """Smooth maximum at one pixel, seed by seed; seeds lie at the centres of their cells."""
     h, w = seeds.shape
     values = []
     for i in range(y // step - radius, y // step + radius + 1):
         for j in range(x // step - radius, x // step + radius + 1):
-            place = (i % h, j % w) if wrap else (min(max(i, 0), h - 1), min(max(j, 0), w - 1))
             distance = ((y - step * i - (step - 1) / 2) ** 2 + (x - step * j - (step - 1) / 2) ** 2) ** 0.5
-            values.append(disc(torch.tensor(distance, dtype=torch.float64), sigma) * seeds[place])
+            values.append(disc(torch.tensor(distance, dtype=torch.float64), sigma) * seeds[i % h, j % w])
     values = torch.stack(values)
     return (values * torch.softmax(20 * values, dim=0)).sum()
 
 
-@pytest.mark.parametrize("boundary", ["wrap", "replicate"])
-def test_mask_is_the_formula_pixel_by_pixel(boundary):
-    generator = MaskGenerator((1, 56, 63), sigma=11, boundary=boundary)
+def test_mask_is_the_formula_pixel_by_pixel():
+    generator = MaskGenerator((1, 56, 63), sigma=11)
     seeds = seeds_for(generator, seed=1)
     mask = generator(seeds)[0, 0]
     for y, x in [(0, 0), (3, 59), (17, 30), (55, 62), (28, 1)]:
-        expected = literal_pixel(seeds[0, 0], y, x, 11, 7, 3, boundary == "wrap")
+        expected = literal_pixel(seeds[0, 0], y, x, 11, 7, 3)
         torch.testing.assert_close(mask[y, x], expected)
 
 
@@ -175,6 +173,19 @@ def test_all_terms_at_once_are_the_same_masks(boundary):
     weight = torch.rand(blocks.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     (a,), (b,) = (torch.autograd.grad((drawn * weight).sum(), grid) for drawn in (at_once, blocks))
     torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_a_frames_mean_is_estimated_from_the_middles_of_its_cells(boundary):
+    generator = MaskGenerator((3, 56, 63), sigma=11, boundary=boundary)
+    seeds = seeds_for(generator, 2, seed=7)
+    seeds[:, 1] *= 0.3
+    found, masks = generator.frame_means(seeds), generator(seeds)
+    if boundary == "wrap":
+        torch.testing.assert_close(found, masks[:, :, 3::7, 3::7].mean((2, 3)))
+        torch.testing.assert_close(found, masks.mean((2, 3)), rtol=0.03, atol=0)
+    assert torch.autograd.gradcheck(generator.frame_means, seeds.requires_grad_(), fast_mode=True)
+    assert (found[:, 1] < 0.5 * found[:, 0]).all() and (found[:, 2] > 0).all()
 
 
 def test_batches_and_kept_buffers_change_nothing():

@@ -214,42 +214,6 @@ def test_energy_and_rank_are_quantus():
         np.testing.assert_allclose(metric(heat, list(truth)), found, atol=1e-6)
 
 
-def test_a_report_averages_in_three_ways():
-    """Class a: a video of four frames that all hit; b: two videos of one frame, one hits; c: no boxes."""
-    near, far, none = torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([[30.0, 30, 39, 39]]), torch.zeros(0, 4)
-    heat = [spot(4, 4, 40).expand(n, 40, 40) for n in (4, 1, 2, 1)]
-    boxes = [[near] * 4, [near], [none, far], [none]]
-    report = metrics.pointing_report(heat, boxes, ["a", "b", "b", "c"])
-    assert report.micro.mean == pytest.approx(5 / 6) and report.videos.mean == pytest.approx(2 / 3)
-    assert report.classes.mean == pytest.approx((1 + 0.5) / 2)
-    np.testing.assert_array_equal(report.values, [1, 1, 0, np.nan])
-    assert "frames +0.833 (" in str(report) and report.micro.low < 5 / 6 < report.micro.high
-    again = metrics.pointing_report(heat, boxes, ["a", "b", "b", "c"])
-    assert again[:3] == report[:3], "same draws"
-    rng = np.random.default_rng(3)
-    values = rng.random(30) < 0.4
-    many = [[near] if v else [far] for v in values]
-    report = metrics.pointing_report([heat[1]] * 30, many, [0] * 30)
-    plain = metrics.interval(values)
-    for found in report[:3]:
-        np.testing.assert_allclose(found, plain, atol=0.035)  # one frame a video, one class: all the same
-    long = metrics.pointing_report([heat[1].expand(9, 40, 40)] * 30, [m * 9 for m in many], [0] * 30)
-    assert long.micro == pytest.approx(report.micro), "more frames of the same videos make no video more"
-    two = ([heat[1]] * 2, [[near], [far]], ["a", "a"])  # as an interval of 0 and 1
-    for level, ends in ((0.4, (0.5, 0.5)), (0.6, (0, 1))):
-        found = metrics.pointing_report(*two, level=level)
-        assert found.videos[1:] == found.micro[1:] == found.classes[1:] == ends
-    once = metrics.pointing_report([heat[1]] * 4, [[near], [far], [far], [near]], ["a"] * 4, draws=1)
-    assert once.videos.low == once.videos.high != once.videos.mean, "one draw, and not the videos themselves"
-    for away, hit in ((7, 1), (8, 0)):  # the usual radius
-        box = torch.tensor([[4.0 + away, 0, 30, 30]])
-        assert metrics.pointing_report([heat[1]], [[box]], ["a"]).values.tolist() == [hit]
-    with pytest.raises(ValueError, match="labels: got 29 entries, expected 30"):
-        metrics.pointing_report([heat[1]] * 30, many, [0] * 29)
-    with pytest.raises(ValueError, match="boxes: got none"):
-        metrics.pointing_report(heat[3:], boxes[3:], ["c"])
-
-
 def test_iou():
     truth = torch.zeros(2, 4, 4, dtype=torch.bool)
     truth[:, :2] = True

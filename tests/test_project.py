@@ -101,7 +101,7 @@ def lines_of_code(path: Path) -> int:
 
 def test_modules_stay_small():
     lines = {path.name: lines_of_code(path) for path in MODULES}
-    assert sum(lines.values()) <= 8550, lines
+    assert sum(lines.values()) <= 8540, lines
     assert max(lines.values()) <= 350, lines
 
 

@@ -177,7 +177,7 @@ def test_explaining_leaves_the_cut_finder_as_it_was(cuts, splices):
     before = state()
     quick = {"iterations": 3, "perturbation": "fade-mean", "progress": False, "preset": "smoke"}
     result = explain(cuts, splices[0].clip, "cut", ratios=(0.2,), **quick)
-    assert result.masks.shape == (1, 16, 56, 56) and result.history["energy"].shape == (1, 3)
+    assert result.masks.shape == (1, 16, 56, 56) and result.history["energy"].shape == (1, 4)
     heat = explain(cuts, splices[0].clip, "cut", "grad-cam", (0.1,), progress=False).heatmap
     first, end = splices[0].segment
     assert first <= int(heat.flatten(1).amax(1).argmax()) < end
@@ -245,7 +245,7 @@ def test_step_on_the_diving_clip(shared):
     assert 3 <= carried.sum() < len(numbers)  # the dive is a part of the video
     result = explain(network, clip, "Diving", ratios=(0.1,), perturbation="fade-black", progress=False)
     (mask,), (kept,) = result.masks, result.probability
-    assert mask.shape == (20, 128, 128) and 0.03 < mask.mean().item() <= 0.1001
+    assert mask.shape == (20, 128, 128) and 0.097 <= mask.mean().item() <= 0.1001
 
     black = [(person.float() * clip.pixels)[None], (~person * clip.pixels)[None]]
     with torch.no_grad():

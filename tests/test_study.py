@@ -311,7 +311,6 @@ def test_each_metric_measures_what_it_says(network):
     assert {k for k, v in unknown.items() if math.isnan(v)} == {
         "S-PT",
         "IoU",
-        "rank accuracy",
         "energy pointing",
     }
     chance = explain(network, one.clip, 1, "random", (0.2,), "smoke", progress=False)

@@ -347,7 +347,7 @@ def test_live_picture_shows_the_latest_mask(network, clip):
 
 def test_live_goes_on_with_what_the_sliders_say(network, clip):
     """A learning rate of nothing stops the mask; what was in force is on record."""
-    ask = {"ratios": (0.2,), "preset": "smoke", "iterations": 12, "every": 3}
+    ask = {"ratios": (0.2,), "preset": "paper", "iterations": 12, "every": 3}
     live = LiveOptimisation(network, clip, 1, method="ep3d", **ask)
     assert live.factors["core_weight"].disabled and not live.factors["area_weight"].disabled
     live.factors["learning_rate"].value = 0
