@@ -542,9 +542,9 @@ PUBLISHED = {"optimiser": "momentum", "reward": "log", "reward_weight": 1.0, "re
 PUBLISHED |= {"iterations": 20, "learning_rate": 0.12, "dampening": 0.5, "area_growth": 1.0, "shrink": 0}
 
 
-@pytest.mark.parametrize("settings", [PUBLISHED, {}], ids=["published", "lesson"])
-def test_bfloat16_hardly_changes_the_masks(settings):
-    """With the published weights, and with those of the lesson preset."""
+@pytest.mark.parametrize("settings, agreement", [(PUBLISHED, 0.98), ({}, 0.95)], ids=["published", "lesson"])
+def test_bfloat16_hardly_changes_the_masks(settings, agreement):
+    """With the published weights, and by Adam's steps, in which small gradients count as much as large ones."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         module = nn.Sequential(
@@ -560,7 +560,7 @@ def test_bfloat16_hardly_changes_the_masks(settings):
     how = {**QUICK, **settings}
     masks = [explain(net, clip, precision=p, **how).masks > 0.5 for p in ("float32", "bfloat16")]
     union = (masks[0] | masks[1]).sum()
-    assert union > 0 and (masks[0] & masks[1]).sum() / union >= 0.98
+    assert union > 0 and (masks[0] & masks[1]).sum() / union >= agreement
 
 
 def test_the_letter_of_the_paper_is_a_switch(clips):
