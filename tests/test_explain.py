@@ -544,7 +544,7 @@ PUBLISHED |= {"iterations": 20, "learning_rate": 0.12, "dampening": 0.5, "area_g
 
 @pytest.mark.parametrize("settings, agreement", [(PUBLISHED, 0.98), ({}, 0.95)], ids=["published", "lesson"])
 def test_bfloat16_hardly_changes_the_masks(settings, agreement):
-    """With the published weights, and by Adam's steps, in which small gradients count as much as large ones."""
+    """With the published weights, and by Adam's steps, in which small gradients count like large ones."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         module = nn.Sequential(
