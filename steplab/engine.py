@@ -372,7 +372,7 @@ class Descent:
         actual = masks.detach().mean((2, 3))
         actual = actual if c.per_frame else actual.mean(1, keepdim=True)
         goal = torch.tensor(self.targets_now()).to(seeds)[:, None] * BELOW
-        goal = goal * (now.detach() / actual.clamp(1e-6)).clamp(0.5, 2)  # of what the estimate misses
+        goal = goal * (now.detach() / actual.clamp(1e-6)).clamp(1e-3, 1e3)  # by what the estimate is off
 
         def moved(price: Tensor) -> Tensor:
             step = ((gain - price[..., None, None] * cost) / spread).clamp(-1, 1)
