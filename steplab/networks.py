@@ -195,8 +195,8 @@ class Network:
             black, *pure = (self.preprocess(c * torch.ones_like(pixels[:1])).double() for c in colors)  # type: ignore[misc]
             slopes = torch.stack([(p - black).flatten() for p in pure])
             found = torch.linalg.solve(slopes @ slopes.T, -slopes @ black.flatten())
-            rest = black.flatten() + found @ slopes
-            return tuple(found.clamp(0, 1).tolist()) if rest.abs().max() < 1e-3 else (0.0, 0.0, 0.0)
+            shown = self.preprocess(found.to(pixels)[:, None, None, None] * torch.ones_like(pixels[:1]))  # type: ignore[misc]
+            return tuple(found.clamp(0, 1).tolist()) if shown.abs().max() < 1e-3 else (0.0, 0.0, 0.0)
         except Exception:  # of no preprocessing, or of one that is no normalization
             return (0.0, 0.0, 0.0)
 
