@@ -270,8 +270,8 @@ class _Run:
 
 
 def _converged(history: list[dict], ratio: float) -> bool:
-    """Whether a mask is as large as asked, and its probability stood still in the search's last quarter."""
-    last = [row["probability"] for row in history[-max(3, len(history) // 4) :]]
+    """Whether a mask is as large as asked, and its probability stood still in the search's last eighth."""
+    last = [row["probability"] for row in history[-max(3, len(history) // 8) :]]
     return 0.97 * ratio <= history[-1]["mean"] <= 1.005 * ratio and max(last) - min(last) <= 0.05
 
 

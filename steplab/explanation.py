@@ -43,7 +43,7 @@ class Explanation:
         method, preset, config, seed: what was asked.
         versions: of the packages; fingerprints: sha256 of "network" and "clip".
         converged: (R,) whether each mask's mean is .97 to 1.005 of its ratio and its probability stood still
-            (within .05) in the last quarter of the search.
+            (within .05) in the last eighth of the search.
         interrupted: True if the keyboard stopped it: the masks are the latest there were.
     """
 
