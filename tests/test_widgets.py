@@ -33,13 +33,7 @@ RATIOS = (0.1, 0.3)
 FRAMES, SIZE = 6, 28
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny tensors: handing them to a second thread costs more than it saves, much more on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
