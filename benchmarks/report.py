@@ -579,7 +579,7 @@ def checks(rounds: int, threads: int) -> tuple[list[str], list, dict]:
     for case in cases:
         spent.setdefault(case.get("classname", "").split(".")[1], []).append(float(case.get("time", 0)))
     most = sorted(spent.items(), key=lambda item: -sum(item[1]))[:12]
-    lines = [f"{len(cases)} tests in {minutes:.1f} minutes, two at a time; the files that take most:", ""]
+    lines = [f"{len(cases)} tests in {minutes:.1f} minutes; the files that take most:", ""]
     lines += table("file | tests | s", [(name, len(s), f"{sum(s):.0f}") for name, s in most])
     longest = sorted(cases, key=lambda case: -float(case.get("time", 0)))[:12]
     lines += table("test | s", [(f"`{c.get('name')}`", f"{float(c.get('time', 0)):.0f}") for c in longest])

@@ -171,12 +171,13 @@ class Explanation:
             raise ValueError(f"expected a stored explanation, got {error!r}") from error
 
     def filmstrip(self, path: str | Path | None = None, ratio: float | None = None):
-        """Frames above, what is kept below, as a matplotlib figure; of one `ratio`, or of all of them."""
+        """Frames above, what is kept below: one `ratio`, or all, those that are enough first; a figure."""
         from .figures import filmstrip
 
         shown = [k for k, v in enumerate(self.ratios) if ratio in (None, v)]
         if not shown:
             raise ValueError(f"ratio must be one of {self.ratios}, got {ratio}")
+        shown.sort(key=lambda k: not self.enough[k])
         return filmstrip(
             self.clip.pixels,
             self.masks[shown],

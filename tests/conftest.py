@@ -11,7 +11,7 @@ from pathlib import Path
 # once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("MPLBACKEND", "Agg")
-THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # two processes with one each beat one with two
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # several processes with one each beat one with two
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 
 import jaxtyping  # noqa: E402

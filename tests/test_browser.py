@@ -6,16 +6,11 @@ import re
 import pytest
 from lab import ROOT, Lab, Reader, wait_for
 
-# From the last to the first: test_notebooks.py, which may run at the same time, begins with the first, and
-# what one has explained the other finds in the store.
-LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"), reverse=True)
+LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def copy_of(path, lab: Lab) -> int:
-    """Put a copy without outputs where the server finds it, at `smoke`; says how many cells it has to run.
-
-    With the seed of test_notebooks.py, so that what was explained there is found in the store.
-    """
+    """Put a copy without outputs where the server finds it, at `smoke`; says how many cells it has to run."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     source = "".join(code[0]["source"])

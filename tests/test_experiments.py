@@ -67,14 +67,14 @@ def test_each_family_gets_the_papers_ratios(sports, tmp_path):
 def test_tables_of_a_data_set_by_one_command(name, sports, kitchen, tmp_path, monkeypatch, capfd):
     """A network of each family is trained for one epoch, then the lessons that fit run on both.
 
-    But for lesson 06, which asks every method: one will do there.
+    Of the films of sport and of objects one family will do.
     """
     monkeypatch.chdir(tmp_path)
     root, lessons = (
         (sports, "06") if name == "ucf101-24" else (kitchen, "05 07" if "action" in name else "04")
     )
     families = {"r2plus1d": "R(2+1)D", "vgg16lstm": "VGG16LSTM"}
-    families = {"r2plus1d": "R(2+1)D"} if lessons == "06" else families
+    families = families if name == "epic-action" else {"r2plus1d": "R(2+1)D"}
     for family in families:
         recipe = Recipe(name, f"narrow-{family}", f"stage-action-{family}", epochs=1, batch=2)
         finetune(recipe, root, tmp_path / "nets", progress=False)
@@ -102,7 +102,7 @@ def test_tables_of_a_data_set_by_one_command(name, sports, kitchen, tmp_path, mo
         assert "05" in path.parent.name or set(about.ratios) == set(ratios[: len(families)])
         metric = {"ucf101-24": "S-PT", "epic-object": "S-PT", "epic-action": "T-PT"}[name]
         hits = cells[(cells.metric == metric) & (cells.error == "")].value
-        assert "05" in path.parent.name or (len(hits) >= 14 and hits.between(0, 1).all())
+        assert "05" in path.parent.name or (len(hits) >= 7 * len(families) and hits.between(0, 1).all())
 
 
 def test_a_data_set_without_a_folder_is_refused(capfd):

@@ -36,7 +36,7 @@ def saved(name):
 def measured(request):
     """Measured anew on clips that neither training nor the stored report saw."""
     network = sl.load_network(request.param)
-    stage = Stage(RECIPES[request.param].task, "test", seed=2, length=32)
+    stage = Stage(RECIPES[request.param].task, "test", seed=2, length=16)
     return request.param, evidence_report(network, stage, progress=False)
 
 
@@ -45,7 +45,7 @@ def test_accuracy_is_what_the_file_says(name):
     stored = saved(name)["report"]["test_accuracy"]
     assert stored >= floors(name)[0]
     network = sl.load_network(name)
-    again = accuracy(network, Stage(RECIPES[name].task, "test", seed=3, length=48), progress=False)
+    again = accuracy(network, Stage(RECIPES[name].task, "test", seed=3, length=32), progress=False)
     assert again >= stored - 0.06
 
 
@@ -63,19 +63,19 @@ def test_pairs_swap_when_time_runs_backwards(measured):
     if "action" not in name:
         pytest.skip("the pairs of a `moment` are tested on whole clips only")
     assert saved(name)["report"]["evidence"]["swapped"] >= 0.8  # of 200 clips
-    assert report["swapped"] >= 0.7  # of the pairs among 32 others
+    assert report["swapped"] >= 0.7  # of the pairs among 16 others
 
 
 def test_the_naive_network_knows_the_mark_and_nothing_else():
     """Right where the mark tells the truth; where it lies, it says what the mark says, whatever happens."""
     network = sl.load_network(NAIVE)
-    told = Stage("confounded", "train", seed=3, length=48)
+    told = Stage("confounded", "train", seed=3, length=24)
     assert accuracy(network, told, progress=False) >= 0.95
-    assert accuracy(network, Stage("confounded", "test", seed=3, length=48), progress=False) <= 0.4
+    assert accuracy(network, Stage("confounded", "test", seed=3, length=24), progress=False) <= 0.4
     assert saved(NAIVE)["report"]["train_accuracy"] >= 0.98
     assert saved(NAIVE)["report"]["test_accuracy"] <= 0.2  # one of eight by chance
     honest = sl.load_network("stage-action-vgg16lstm")
-    assert accuracy(honest, Stage("confounded", "test", seed=3, length=48), progress=False) >= 0.8
+    assert accuracy(honest, Stage("confounded", "test", seed=3, length=24), progress=False) >= 0.8
     with torch.no_grad():
         for i in range(4):  # another clip's mark, another answer
             ours, theirs = told[i], told[i + 1]
