@@ -31,6 +31,7 @@ from steplab.training import grow
 
 TABLE = Path(__file__).with_suffix(".csv")
 FAMILIES = ("r2plus1d", "vgg16lstm")
+TITLES = {"lesson": "STEP", "released": "STEP, published loop", "paper": "STEP, paper's energy"}
 KEYS = ("probability", "hard", "IoU", "S-PT", "flicker", "leakage", "mean / ratio", "passes")
 
 
@@ -112,14 +113,14 @@ def section(title: str, rows: pd.DataFrame) -> list[str]:
     for name, table in tables.items():
         middles = {k: table[k].median() if k == "flicker" else table[k].mean() for k in KEYS}
         means = " | ".join("" if np.isnan(m) else f"{m:.3f}" for m in middles.values())
-        lines.append(f"| {name} | {len(table)} | {table.probability.min():.2f} | {means} |")
+        lines.append(f"| {TITLES.get(name, name)} | {len(table)} | {table.probability.min():.2f} | {means} |")
     for name, theirs in tables.items():
         if name == "lesson" or "lesson" not in tables:
             continue
         clips = tables["lesson"].index.intersection(theirs.index)
         pairs = [(tables["lesson"].loc[clips, k], theirs.loc[clips, k]) for k in KEYS]
         cells = ["" if (a - b).isna().all() else str(compare(a, b)) for a, b in pairs]
-        lines.append(f"| lesson − {name} | {len(clips)} | | " + " | ".join(cells) + " |")
+        lines.append(f"| STEP − {TITLES.get(name, name)} | {len(clips)} | | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -141,9 +142,9 @@ def main():
         "# Masks of preset `lesson`",
         "",
         'Clips of `Stage(task, "test", seed=1)` that the network gets right, one mask at a time. What the',
-        "columns are, `benchmarks/convergence.py` says. `released` and `paper`: 2000 iterations of the",
-        "published demo's and the paper's energy; their ratio counts a padded mask, or is a price among",
-        "others, so that theirs come out larger than asked. Other rows: `lesson` with constants changed.",
+        "columns are, `convergence.py` says. STEP: preset `lesson`. Published loop and paper's energy:",
+        "presets `released` and `paper`, 2000 iterations; their ratio counts a padded mask or is a price",
+        "among others, so that theirs come out larger than asked. Other rows: `lesson`, constants changed.",
         "Differences are paired by clip, with 95 % bootstrap intervals. Rows in `convergence.csv`.",
     ]
     for (task, family, method, ratio), rows in known().groupby(["task", "family", "method", "ratio"]):

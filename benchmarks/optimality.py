@@ -18,6 +18,7 @@ import torch
 from convergence import FAMILIES, recognised
 from torch import Tensor
 
+from steplab.config import PRESETS
 from steplab.explain import Explanation, explain
 from steplab.metrics import interval
 from steplab.networks import Network, load_network
@@ -27,7 +28,7 @@ from steplab.training import grow
 
 TABLE = Path(__file__).with_suffix(".csv")
 OURS = ("step", "ep3d")
-BASELINES = ("grad-cam", "integrated-gradients", "rise", "occlusion")
+BASELINES = ("grad-cam", "integrated-gradients", "rise")
 CONTROLS = ("middle", "random")
 MORE = 4  # times the iterations
 
@@ -74,7 +75,7 @@ def sources(network: Network, record: Record, ratio: float):
     for seed in (1, 2):
         yield f"ep3d, seed {seed}", lambda seed=seed: search("ep3d", seed=seed)
     yield "ep3d, gradient hardly blurred", lambda: search("ep3d", reward_reach=(1.0, 0.04))
-    longer = {"iterations": 44 * MORE, "shrink": 20 * MORE}
+    longer = {name: MORE * PRESETS["lesson"][name] for name in ("iterations", "shrink")}
     yield f"ep3d, {MORE} x the iterations", lambda: search("ep3d", **longer, learning_rate=0.1)
 
 
