@@ -29,7 +29,7 @@ pictures by checksums that its decoder insists on; a damaged mp4 or avi tells mo
 
 What is the same to the bit is so on one machine with as many threads. Other arithmetic (threads, another
 processor or version) changes the last digits, and a search that follows them ends in another mask. The faults
-that no test notices are in [mutants.md](mutants.md), with the reason.
+that no test notices are in [mutants.md](mutants.md).
 """
 
 
