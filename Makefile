@@ -118,7 +118,7 @@ test: $(TEST)
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/pyright
-	@$(BIN)/python -m pytest -n 3 --dist worksteal --junitxml=runs/tests.xml $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal --junitxml=runs/tests.xml $(ARGS)
 
 # An hour or two on two cores. What each promise rests on goes to runs/figures/, from where the report takes it.
 FIGURES := runs/figures
